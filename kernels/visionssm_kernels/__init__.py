@@ -1,0 +1,1 @@
+"""Triton kernels of visionssm. Imported by `visionssm.ops` on first use, never before."""

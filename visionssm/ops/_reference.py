@@ -1,0 +1,93 @@
+"""The definition of the selective scan: sequential, obvious, any floating dtype. Every other backend is checked against it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    order: Tensor | None = None,
+    param_order: Tensor | None = None,
+    merge: bool = True,
+    per_step: bool = False,
+    local_window: int | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Loop over the steps of `visionssm.ops.selective_scan`, one token of every direction at a time.
+
+    Arguments, shapes and results are those of `selective_scan`, without its checks; differentiable by autograd.
+    The arithmetic runs in fp32, or in fp64 if `u` is fp64.
+    """
+    dtype = u.dtype
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    u, delta, A, B, C = (x.to(work) for x in (u, delta, A, B, C))
+    batch, length, directions, channels = delta.shape
+    if order is None:
+        order = torch.arange(length, device=u.device).expand(directions, length)
+    order = order.long()
+    param_order = order if param_order is None else param_order.long()
+    steps = order.shape[1]
+    k = torch.arange(directions, device=u.device)
+
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(work)
+    if delta_softplus:
+        delta = F.softplus(delta)
+
+    state = u.new_zeros(batch, directions, channels, B.shape[-1])
+    decays, inputs, states = [], [], []
+    for t in range(steps):
+        at, params_at = order[:, t], param_order[:, t]
+        u_t = u[:, at, k] if u.ndim == 4 else u[:, at]  # [B, K, D]
+        dt = delta[:, params_at, k]  # [B, K, D]
+        decay = torch.exp(dt.unsqueeze(-1) * A)  # [B, K, D, N]
+        fresh = (dt * u_t).unsqueeze(-1) * B[:, params_at, k].unsqueeze(2)  # [B, K, D, N]
+        state = decay * state + fresh
+        decays.append(decay)
+        inputs.append(fresh)
+        states.append(state)
+    last_state = state
+
+    if local_window is not None:  # LBMamba: add what the rest of the window says, scanned right to left
+        for start in range(0, steps, local_window):
+            ahead = torch.zeros_like(state)
+            for t in reversed(range(start, min(start + local_window, steps))):
+                states[t] = states[t] + decays[t] * ahead
+                ahead = decays[t] * ahead + inputs[t]
+
+    y = []
+    for t in range(steps):
+        y_t = (states[t] * C[:, param_order[:, t], k].unsqueeze(2)).sum(-1)  # [B, K, D]
+        if D is not None:
+            y_t = y_t + D.to(work) * (u[:, order[:, t], k] if u.ndim == 4 else u[:, order[:, t]])
+        if z is not None:
+            y_t = y_t * F.silu(z.to(work)[:, order[:, t]])
+        y.append(y_t)
+
+    if per_step:
+        out = torch.stack(y, 1) if y else u.new_zeros(batch, 0, directions, channels)
+    else:
+        out = u.new_zeros(batch, length, directions, channels)
+        for t in range(steps):
+            out = out.index_put((slice_index(batch, u), order[:, t].expand(batch, -1), k.expand(batch, -1)), y[t], accumulate=True)
+        if merge:
+            out = out.sum(2)
+    out = out.to(dtype)
+    return (out, last_state) if return_last_state else out
+
+
+def slice_index(batch: int, like: Tensor) -> Tensor:
+    """Batch indices as a column, to pair with (K,) token and direction indices."""
+    return torch.arange(batch, device=like.device).unsqueeze(1)
