@@ -1,0 +1,253 @@
+"""The scan in vectorised torch, for any device: chunks of tokens, log-depth inside a chunk, a state carried between.
+
+Every doubling step multiplies decays and adds products, h[t] = a[t] h[t-1] + b[t], so nothing is divided and nothing
+overflows for decays up to 1. Memory beyond inputs and outputs is a few tensors of the size of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
+MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2
+
+
+class _Scan(NamedTuple):
+    """The tensors of a scan in the working dtype, with `order` and `param_order` as (T, K) int64."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    order: Tensor
+    param_order: Tensor
+    softplus: bool
+    mode: int
+    window: int
+    chunk: int
+
+    @property
+    def slots(self) -> Tensor:
+        """Direction numbers (K,), to index the K axis next to token positions."""
+        return torch.arange(self.order.shape[1], device=self.order.device)
+
+    def chunks(self) -> Iterator[slice]:
+        """The steps in slices of the chunk length."""
+        steps = self.order.shape[0]
+        return (slice(t, min(t + self.chunk, steps)) for t in range(0, steps, self.chunk))
+
+
+class _Chunk(NamedTuple):
+    """One chunk of c steps: u, raw delta, dt as (B, c, K, D); B, C as (B, c, K, N); decay a and input b (B, c, K, D, N)."""
+
+    u: Tensor
+    raw: Tensor
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    a: Tensor
+    b: Tensor
+
+
+def _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window) -> _Scan:
+    work = torch.float64 if u.dtype == torch.float64 else torch.float32
+    batch, length, directions, channels = delta.shape
+    if order is None:
+        order = torch.arange(length, device=u.device).expand(directions, length)
+    param_order = order if param_order is None else param_order
+    chunk = 16
+    while chunk < 256 and 2 * chunk * max(batch * directions * channels * B.shape[-1], 1) <= _CHUNK_ELEMENTS:
+        chunk *= 2
+    if window:
+        chunk = -(-chunk // window) * window
+    cast = [None if x is None else x.to(work) for x in (u, delta, A, B, C, D, z, delta_bias)]
+    return _Scan(*cast, order.long().t(), param_order.long().t(), softplus, mode, window, chunk)
+
+
+def _load(scan: _Scan, at: slice) -> _Chunk:
+    tokens, params, k = scan.order[at], scan.param_order[at], scan.slots
+    u = scan.u[:, tokens, k] if scan.u.ndim == 4 else scan.u[:, tokens]
+    raw = scan.delta[:, params, k]
+    if scan.delta_bias is not None:
+        raw = raw + scan.delta_bias
+    dt = F.softplus(raw) if scan.softplus else raw
+    B, C = scan.B[:, params, k], scan.C[:, params, k]
+    a = torch.exp(dt.unsqueeze(-1) * scan.A)
+    b = (dt * u).unsqueeze(-1) * B.unsqueeze(3)
+    return _Chunk(u, raw, dt, B, C, a, b)
+
+
+def _scan_forward(a: Tensor, b: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """(cumulative products of a, h) of h[t] = a[t] h[t-1] + b[t] along `dim`, from h = 0, by doubling."""
+    a, b = a.movedim(dim, 0).clone(), b.movedim(dim, 0).clone()
+    span = 1
+    while span < b.shape[0]:
+        b[span:] += a[span:] * b[:-span]
+        a[span:] = a[span:] * a[:-span]
+        span *= 2
+    return a.movedim(0, dim), b.movedim(0, dim)
+
+
+def _scan_backward(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """The same from the right: h[t] = a[t] h[t+1] + b[t], from h = 0."""
+    return _scan_forward(a.flip(dim), b.flip(dim), dim)[1].flip(dim)
+
+
+def _shift(x: Tensor, by: int, fill: Tensor | None = None) -> Tensor:
+    """x moved along dim 1 by one step (+1: x[t-1] at t, -1: x[t+1] at t), with `fill` or 0 at the free end."""
+    edge = torch.zeros_like(x[:, :1]) if fill is None else fill.unsqueeze(1)
+    return torch.cat((edge, x[:, :-1]), 1) if by > 0 else torch.cat((x[:, 1:], edge), 1)
+
+
+def _windows(x: Tensor, window: int) -> Tensor:
+    """(B, c, ...) -> (B c', w, ...), padded with 0 (a decay of 0 and an input of 0 leave nothing)."""
+    pad = -x.shape[1] % window
+    x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, pad])
+    return x.reshape(-1, window, *x.shape[2:])
+
+
+def _unwindow(x: Tensor, like: Tensor) -> Tensor:
+    return x.reshape(like.shape[0], -1, *x.shape[2:])[:, : like.shape[1]]
+
+
+def _look_ahead(chunk: _Chunk, window: int) -> Tensor:
+    """r[t+1] of the local backward scan r[t] = a[t] r[t+1] + b[t], 0 past each window, (B, c, K, D, N)."""
+    r = _scan_backward(_windows(chunk.a, window), _windows(chunk.b, window), 1)
+    return _unwindow(_shift(r, -1), chunk.b)
+
+
+def _states(scan: _Scan, chunk: _Chunk, start: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Forward states, what the output reads (states plus the local backward scan), and r[t+1] of the latter."""
+    decay, h = _scan_forward(chunk.a, chunk.b, 1)
+    h = h + decay * start.unsqueeze(1)
+    if not scan.window:
+        return h, h, None
+    ahead = _look_ahead(chunk, scan.window)
+    return h, h + chunk.a * ahead, ahead
+
+
+def _output(scan: _Scan, chunk: _Chunk, read: Tensor) -> Tensor:
+    """C . state + D u, before the gate, (B, c, K, D)."""
+    y = torch.einsum('bckdn,bckn->bckd', read, chunk.C)
+    return y if scan.D is None else y + scan.D * chunk.u
+
+
+def _scatter(out: Tensor, at: Tensor, value: Tensor, k: Tensor | None) -> None:
+    """Add value (B, c, K, X) to out (B, L, X) at tokens `at` (c, K), or to out (B, L, K, X) at (token, direction)."""
+    if k is not None:
+        at = at * out.shape[2] + k
+        out = out.view(out.shape[0], -1, out.shape[-1])
+    out.index_add_(1, at.reshape(-1), value.flatten(1, 2))
+
+
+def forward(
+    u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, return_last_state
+) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
+    scan = _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
+    batch, length, directions, channels = delta.shape
+    steps = scan.order.shape[0]
+    shape = {
+        MERGED: (batch, length, channels),
+        PER_DIRECTION: (batch, length, directions, channels),
+        PER_STEP: (batch, steps, directions, channels),
+    }[mode]
+    out = scan.u.new_zeros(shape)
+    state = scan.u.new_zeros(batch, directions, channels, B.shape[-1])
+    for at in scan.chunks():
+        chunk = _load(scan, at)
+        h, read, _ = _states(scan, chunk, state)
+        y = _output(scan, chunk, read)
+        state = h[:, -1]
+        if scan.z is not None and mode != MERGED:
+            y = y * F.silu(scan.z[:, scan.order[at]])
+        if mode == PER_STEP:
+            out[:, at] = y
+        else:
+            _scatter(out, scan.order[at], y, None if mode == MERGED else scan.slots)
+    if scan.z is not None and mode == MERGED:
+        out = out * F.silu(scan.z)
+    return out.to(u.dtype), state if return_last_state else state.new_empty(0)
+
+
+def backward(
+    grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, each in its input's dtype; None for absent inputs."""
+    scan = _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
+    batch, _, directions, channels = delta.shape
+    grad_out = grad_out.to(scan.u.dtype)
+    grads = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in scan[:8]]
+    du, ddelta, dA, dB, dC, dD, dz, dbias = grads
+
+    starts = []  # the state before each chunk
+    state = scan.u.new_zeros(batch, directions, channels, B.shape[-1])
+    for at in scan.chunks():
+        starts.append(state)
+        chunk = _load(scan, at)
+        decay, h = _scan_forward(chunk.a, chunk.b, 1)
+        state = h[:, -1] + decay[:, -1] * state
+
+    carry = torch.zeros_like(state) if grad_state is None else grad_state.to(scan.u.dtype)
+    k = scan.slots
+    for at, start in reversed(list(zip(scan.chunks(), starts, strict=True))):
+        tokens, params = scan.order[at], scan.param_order[at]
+        chunk = _load(scan, at)
+        h, read, ahead = _states(scan, chunk, start)
+        if mode == PER_STEP:
+            dy = grad_out[:, at]
+        else:
+            dy = grad_out[:, tokens] if mode == MERGED else grad_out[:, tokens, k]
+        if scan.z is not None:
+            gate = scan.z[:, tokens]
+            sigmoid = torch.sigmoid(gate)
+            slope = sigmoid * (1 + gate * (1 - sigmoid))  # of SiLU
+            _scatter(dz, tokens, dy * _output(scan, chunk, read) * slope, None)
+            dy = dy * gate * sigmoid
+
+        # adjoint: c[t] of what the output reads, g[t] of the forward state, q[t] of the local backward scan
+        c = dy.unsqueeze(-1) * chunk.C.unsqueeze(3)
+        _scatter(dC, params, torch.einsum('bckdn,bckd->bckn', read, dy), k)
+        seed = c.clone()
+        seed[:, -1] += carry
+        g = _scan_backward(_shift(chunk.a, -1), seed, 1)
+        carry = chunk.a[:, 0] * g[:, 0]
+        previous = _shift(h, 1, start)
+        db, da = g, g * previous
+        if ahead is not None:
+            a_w = _windows(chunk.a, window)
+            before = _shift(a_w, 1)
+            q = _scan_forward(before, before * _shift(_windows(c, window), 1), 1)[1]
+            q = _unwindow(q, c)
+            db, da = g + q, da + ahead * (c + q)
+
+        weighted = torch.einsum('bckdn,bckn->bckd', db, chunk.B)  # d loss / d (dt u)
+        decay_grad = da * chunk.a  # d loss / d (dt A)
+        if A.shape[-1] == 1:
+            decay_grad = decay_grad.sum(-1, keepdim=True)
+        ddt = (decay_grad * scan.A).sum(-1) + weighted * chunk.u
+        _scatter(dB, params, torch.einsum('bckdn,bckd->bckn', db, chunk.dt * chunk.u), k)
+        dA += torch.einsum('bckdn,bckd->kdn', decay_grad, chunk.dt)
+        u_grad = weighted * chunk.dt
+        if scan.D is not None:
+            u_grad = u_grad + scan.D * dy
+            dD += (dy * chunk.u).sum((0, 1))
+        _scatter(du, tokens, u_grad, k if u.ndim == 4 else None)
+        if softplus:
+            ddt = ddt * torch.where(chunk.raw > 20, 1.0, torch.sigmoid(chunk.raw))  # F.softplus is linear past 20
+        if dbias is not None:
+            dbias += ddt.sum((0, 1))
+        _scatter(ddelta, params, ddt, k)
+    return tuple(
+        None if grad is None else grad.to(x.dtype)
+        for grad, x in zip(grads, (u, delta, A, B, C, D, z, delta_bias), strict=True)
+    )
