@@ -1,11 +1,11 @@
-"""How far apart two results are, and how far apart they may be: the one tolerance table, shipped for `visionssm selfcheck`."""
+"""How far apart two results are, and how far apart they may be: the one tolerance table, shipped with the package."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# RMS error over RMS reference, forward. The same function in another summation order; the reference runs in fp64 or fp32.
+# RMS error over RMS reference, forward: the same function in another summation order, against fp64 or fp32
 TOLERANCES: dict[torch.dtype, float] = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -16,7 +16,7 @@ GRADIENT_FACTOR = 3.0  # a gradient sums over more terms than the output that it
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """RMS of the difference over the RMS of `expected`, computed in fp64; `inf` if `actual` has a value that is not finite.
+    """RMS of the difference over the RMS of `expected`, in fp64; `inf` if `actual` has values that are not finite.
 
     An `expected` that is all zero is compared absolutely: the result is then the RMS of `actual`.
 
@@ -26,11 +26,12 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     if actual.shape != expected.shape:
         raise ValueError(f'shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}')
     actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    if not actual.numel():
+        return 0.0
     if not bool(torch.isfinite(actual).all()):
         return float('inf')
-    error = (actual - expected).square().mean().sqrt()
-    scale = expected.square().mean().sqrt()
-    return float(error / scale if scale > 0 else error) if actual.numel() else 0.0
+    error, scale = (actual - expected).square().mean().sqrt(), expected.square().mean().sqrt()
+    return float(error / scale if scale > 0 else error)
 
 
 def tolerance(dtype: torch.dtype, grad: bool = False) -> float:
@@ -63,8 +64,6 @@ def assert_close(
     error = relative_error(actual, expected)
     limit = tolerance(actual.dtype if dtype is None else dtype, grad)
     if not error <= limit:
-        worst = (actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max()
-        raise AssertionError(
-            f'{name}: relative error {error:.2e} is above {limit:.1e} (worst element off by {worst:.2e})'
-        )
+        worst = float((actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max())
+        raise AssertionError(f'{name}: relative error {error:.2e} is above {limit:.1e} (worst element off {worst:.2e})')
     return error
