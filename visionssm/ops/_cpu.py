@@ -1,0 +1,295 @@
+"""The scan on a CPU: `selective_scan.cpp`, compiled at first use by the machine's own C++ compiler and cached.
+
+The library has a plain C interface, so no torch version matters. It runs on the OpenMP threads of torch itself where
+that library can be found, and on its own threads otherwise; their number is `torch.get_num_threads()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name('selective_scan.cpp')
+_FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MERGED, _PER_DIRECTION, _PER_STEP = 0, 1, 2
+_COMPILE_SECONDS = 300
+
+
+class CompileError(RuntimeError):
+    """The C++ kernel can't be compiled or loaded on this machine: the message says why."""
+
+
+_INTS = (
+    'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads groups'
+)
+_INPUTS = 'u delta z A B C D bias order param_order'
+_STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
+_OUTPUTS = 'out last_state gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
+
+
+class _Scan(ctypes.Structure):
+    """`struct Scan` of the C++ source, field by field."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in _INTS.split()]
+        + [(name, ctypes.c_void_p) for name in _INPUTS.split()]
+        + [(name, ctypes.c_int64) for name in _STRIDES.split()]
+        + [(name, ctypes.c_void_p) for name in _OUTPUTS.split()]
+    )
+
+
+def cache_dir() -> Path:
+    """Where compiled kernels live: `VISIONSSM_CACHE`, or the user's cache folder of this platform."""
+    if os.environ.get('VISIONSSM_CACHE'):
+        return Path(os.environ['VISIONSSM_CACHE'])
+    if sys.platform == 'darwin':
+        return Path.home() / 'Library' / 'Caches' / 'visionssm'
+    if os.name == 'nt':
+        return Path(os.environ.get('LOCALAPPDATA') or Path.home() / 'AppData' / 'Local') / 'visionssm'
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'visionssm'
+
+
+def _compiler() -> str:
+    """The C++ compiler: `CXX`, or the first found of c++, g++, clang++."""
+    if os.environ.get('CXX'):
+        found = shutil.which(os.environ['CXX'])
+        if not found:
+            raise CompileError(f'CXX names {os.environ["CXX"]!r}, which is not an executable on PATH')
+        return found
+    for name in ('c++', 'g++', 'clang++'):
+        if found := shutil.which(name):
+            return found
+    raise CompileError('no C++ compiler on PATH (looked for c++, g++, clang++; set CXX to name another)')
+
+
+def _cpu_identity() -> str:
+    """What `-march=native` depends on, so that a cache on a shared disk is not used on another processor."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    wanted = ('flags', 'Features', 'model name', 'CPU part')
+    return '\n'.join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def compile_library(source: str) -> Path:
+    """Compile C++ `source` to a shared library in the cache, or find it there; processes may do so at the same time.
+
+    Raises:
+        CompileError: If there is no compiler, it fails, or nowhere can be written.
+    """
+    compiler = _compiler()
+    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
+    identity = '\0'.join((source, compiler, version, ' '.join(_FLAGS), _cpu_identity(), sys.platform))
+    name = f'scan-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{"dll" if os.name == "nt" else "so"}'
+    failures = []
+    for folder in (cache_dir(), Path(tempfile.gettempdir()) / f'visionssm-{_user()}'):
+        target = folder / name
+        if _is_own(target):
+            return target
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _compile_into(target, compiler, source)
+        except OSError as error:  # read-only or full: try the next folder
+            failures.append(f'{folder}: {error}')
+    raise CompileError('no folder to keep the compiled kernel in: ' + '; '.join(failures))
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, 'getuid') else os.environ.get('USERNAME', 'user')
+
+
+def _is_own(path: Path) -> bool:
+    """Whether `path` is a file that this user, and nobody else, put there: a library is code that we run."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return not hasattr(os, 'getuid') or status.st_uid in (os.getuid(), 0)
+
+
+def _compile_into(target: Path, compiler: str, source: str) -> Path:
+    """Compile beside `target`, then rename: whoever looks at `target` sees all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix='build-') as work:
+        code, built = Path(work) / 'scan.cpp', Path(work) / target.name
+        code.write_text(source)
+        # Apple's and some ARM compilers know -mcpu=native but not -march=native
+        for tuning in (['-march=native'], ['-mcpu=native'], []):
+            command = [compiler, *_FLAGS, *tuning, '-o', str(built), str(code)]
+            try:
+                result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                raise CompileError(f'{compiler} took more than {_COMPILE_SECONDS} s') from None
+            if result.returncode == 0:
+                os.replace(built, target)
+                return target
+        raise CompileError(f'{compiler} failed:\n{result.stderr.strip()[-2000:]}')
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The compiled kernel, compiled at the first call.
+
+    Raises:
+        CompileError: If it can't be compiled or loaded.
+    """
+    path = compile_library(_SOURCE.read_text())
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompileError(f'{path} cannot be loaded: {error}') from error
+    for function in (lib.visionssm_scan_forward, lib.visionssm_scan_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(_Scan)], ctypes.c_int
+    lib.visionssm_scan_size.restype = ctypes.c_int64
+    if lib.visionssm_scan_size() != ctypes.sizeof(_Scan):
+        raise CompileError(f'{path} has another struct layout than this Python: {lib.visionssm_scan_size()} bytes')
+    return lib
+
+
+@lru_cache(maxsize=1)
+def _gomp_parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch has loaded, so that one pool of threads serves both."""
+    for path in sorted(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*')):
+        try:
+            function = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(function, ctypes.c_void_p).value
+    return None
+
+
+@lru_cache(maxsize=1)
+def _failure() -> str:
+    try:
+        library()
+    except CompileError as error:
+        return str(error)
+    return ''
+
+
+def refuse(problem) -> str:
+    """Why this backend can't serve `problem`; '' if it can. Compiles the kernel at the first call."""
+    if problem.dtype not in _DTYPES:
+        return f'it computes in fp32 and takes fp32, bf16 and fp16, not {problem.dtype}'
+    if failure := _failure():
+        return failure
+    if problem.dtype == torch.float16 and not library().visionssm_has_fp16():
+        return "this machine's compiler has no 16-bit float"
+    return ''
+
+
+def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    """`x` in one of `dtypes` (fp32 otherwise) with neighbouring channels side by side; any other stride will do."""
+    x = x if x.dtype in dtypes else x.float()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _order(order: Tensor | None) -> Tensor | None:
+    return None if order is None else order.to(torch.int32).contiguous()
+
+
+def _params(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float().contiguous()
+
+
+class _Call:
+    """A filled `struct Scan` and the tensors that it points to, which must outlive the call."""
+
+    def __init__(self, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window) -> None:
+        batch, length, directions, channels = delta.shape
+        self.keep: list[Tensor] = []
+        self.scan = scan = _Scan()
+        scan.batch, scan.length, scan.dirs, scan.channels = batch, length, directions, channels
+        scan.steps, scan.states = length if order is None else order.shape[1], B.shape[-1]
+        scan.scalar_decay = int(A.shape[-1] == 1 and B.shape[-1] > 1)
+        scan.softplus, scan.mode, scan.window = int(softplus), mode, window
+        scan.u_per_dir, scan.threads = int(u.ndim == 4), torch.get_num_threads()
+        scan.gomp_parallel = _gomp_parallel()
+
+        u = self.point('u', _rows(u, (u.dtype,)))
+        delta = self.point('delta', _rows(delta, (torch.float32, u.dtype)))
+        B, C = (self.point(name, _rows(x, (torch.float32,))) for name, x in (('B', B), ('C', C)))
+        scan.dtype, scan.delta_dtype = _DTYPES[u.dtype], _DTYPES[delta.dtype]
+        scan.u_b, scan.u_l, scan.u_k = u.stride(0), u.stride(1), u.stride(2) if u.ndim == 4 else 0
+        for name, x in (('delta', delta), ('B', B), ('C', C)):
+            for axis, stride in zip('blk', x.stride()[:3], strict=True):
+                setattr(scan, f'{name}_{axis}', stride)
+        if z is not None:
+            z = self.point('z', _rows(z.to(u.dtype), (u.dtype,)))
+            scan.z_b, scan.z_l = z.stride(0), z.stride(1)
+        for name, x in (('A', A), ('D', D), ('bias', delta_bias)):
+            self.point(name, _params(x))
+        self.point('order', _order(order))
+        self.point('param_order', _order(param_order))
+
+    def point(self, name: str, x: Tensor | None) -> Tensor | None:
+        if x is not None:
+            self.keep.append(x)
+            setattr(self.scan, name, x.data_ptr())
+        return x
+
+    def run(self, function) -> None:
+        if function(ctypes.byref(self.scan)):
+            raise MemoryError('the scan kernel could not get its working memory')
+
+
+def forward(
+    u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, return_last_state
+) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
+    batch, length, directions, channels = delta.shape
+    shape = {
+        _MERGED: (batch, length, channels),
+        _PER_DIRECTION: (batch, length, directions, channels),
+        _PER_STEP: (batch, call.scan.steps, directions, channels),
+    }[mode]
+    out = call.point('out', u.new_empty(shape))
+    state = u.new_empty((batch, directions, channels, B.shape[-1]) if return_last_state else (0,), dtype=torch.float32)
+    if return_last_state:
+        call.point('last_state', state)
+    call.run(library().visionssm_scan_forward)
+    return out, state
+
+
+def backward(
+    grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, each in its input's dtype; None for absent inputs."""
+    call = _Call(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
+    batch, length, directions, channels = delta.shape
+    call.point('gout', grad_out.to(u.dtype).contiguous())
+    if grad_state is not None:
+        call.point('gstate', grad_state.float().contiguous())
+    # images go to threads; if there are fewer images than threads, so do groups of channel blocks, each with its dB, dC
+    blocks = -(-channels // library().visionssm_vector_width())
+    groups = call.scan.groups = max(1, min(blocks, -(-call.scan.threads // max(batch, 1))))
+
+    def new(name: str, *shape: int) -> Tensor:
+        return call.point(name, torch.empty(shape, dtype=torch.float32))
+
+    du, ddelta = new('du', *u.shape), new('ddelta', *delta.shape)
+    dA = new('dA', batch, *A.shape)
+    dB, dC = (new(name, groups, *B.shape) for name in ('dB', 'dC'))
+    dD = None if D is None else new('dD', batch, directions, channels)
+    dz = None if z is None else new('dz', *z.shape)
+    dbias = None if delta_bias is None else new('dbias', batch, directions, channels)
+    call.run(library().visionssm_scan_backward)
+    dB, dC = (x[0] if groups == 1 else x.sum(0) for x in (dB, dC))
+    dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
+    return tuple(
+        None if grad is None else grad.to(x.dtype)
+        for grad, x in zip((du, ddelta, dA, dB, dC, dD, dz, dbias), (u, delta, A, B, C, D, z, delta_bias), strict=True)
+    )
