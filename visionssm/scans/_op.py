@@ -1,0 +1,61 @@
+"""The order table as an op, so that models with symbolic sizes can be compiled, exported, scripted and traced."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ._registry import get_scan
+
+
+def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
+    """The table of a scan order as a tensor, (K, T) int32 on the device of `like`.
+
+    Args:
+        spec: A name or the string of `ScanOrder.to_json`.
+        height: Rows of the grid, from 1.
+        width: Columns of the grid, from 1.
+        like: Gives the device; its values are not read and it gets no gradient.
+
+    Raises:
+        ValueError: If the order is unknown or a size is below 1.
+    """
+    return torch.ops.visionssm.scan_order(spec, height, width, like.detach())
+
+
+def step_moves(order: Tensor, width: int) -> Tensor:
+    """PlainMamba's direction code of each step: 1 right, 2 left, 3 up, 4 down; 0 at the first step and for jumps.
+
+    Args:
+        order: Token positions, (K, T), integer.
+        width: Columns of the grid.
+
+    Returns:
+        Codes, (K, T) int64.
+
+    Source: arXiv:2403.17695 (PlainMamba, direction-aware updating).
+    """
+    row, column = torch.div(order, width, rounding_mode='floor'), order % width
+    down, right = row[:, 1:] - row[:, :-1], column[:, 1:] - column[:, :-1]
+    moves = (down == 0) * ((right == 1) * 1 + (right == -1) * 2) + (right == 0) * ((down == -1) * 3 + (down == 1) * 4)
+    return torch.nn.functional.pad(moves, (1, 0))
+
+
+@lru_cache(maxsize=32)
+def _device_table(spec: str, height: int, width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the table outlives the call
+        return torch.tensor(get_scan(spec).table(height, width), device=device)
+
+
+@torch.library.custom_op('visionssm::scan_order', mutates_args=())
+def _scan_order_op(spec: str, height: int, width: int, like: Tensor) -> Tensor:
+    # a custom op may not hand out the same memory twice: the compiler may write into what it got
+    return _device_table(spec, height, width, like.device).clone()
+
+
+@_scan_order_op.register_fake
+def _scan_order_fake(spec, height, width, like):
+    order = get_scan(spec)
+    return like.new_empty((order.directions, order.steps(height, width)), dtype=torch.int32)

@@ -1,0 +1,322 @@
+"""The registry of scan orders: a strategy is a function of the grid, an order is a strategy with its arguments chosen.
+
+Tables hold row-major token positions p = row * width + column. A function that returns one path (T,) also gives several
+directions: 1: [p]; 2: [p, p reversed]; 4: [p, q, p reversed, q reversed], where q is the path of the transposed grid,
+which is VMamba's order of parameter sets. A function that returns a table (K, T) states its own directions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import EllipsisType, MappingProxyType
+from typing import Any
+
+import numpy as np
+
+ArgValue = bool | int | float | str
+
+_STRATEGIES: dict[str, ScanStrategy] = {}
+
+
+@dataclass(frozen=True)
+class ScanStrategy:
+    """One named way to visit a grid, as registered.
+
+    Attributes:
+        name: Its name.
+        meaning: What it does, in one line.
+        source: Paper or repository that it is from.
+        directions: Numbers of directions that it offers; the first is the default.
+        any_directions: Whether every other number is offered too.
+        permutation: Whether each direction visits every token exactly once.
+        neighbours: 4 or 8 if consecutive tokens are always 4- or 8-neighbours on the grid, 0 if that is not promised.
+        args: Its arguments with their defaults.
+    """
+
+    name: str
+    meaning: str
+    source: str
+    directions: tuple[int, ...]
+    any_directions: bool
+    permutation: bool
+    neighbours: int
+    args: Mapping[str, ArgValue]
+    build: Callable[..., np.ndarray]
+    count_steps: Callable[..., Any] | None
+    takes_directions: bool
+
+    def offers(self, directions: int) -> bool:
+        """Whether the strategy can give this number of directions."""
+        return directions in self.directions or (self.any_directions and directions >= 1)
+
+
+@dataclass(frozen=True)
+class ScanOrder:
+    """A strategy with its arguments and number of directions chosen; made by `get_scan`. Hashable and picklable.
+
+    Attributes:
+        name: The strategy.
+        directions: Number of directions K.
+        args: All arguments of the strategy as (name, value) pairs, sorted.
+    """
+
+    name: str
+    directions: int
+    args: tuple[tuple[str, ArgValue], ...] = ()
+
+    @property
+    def strategy(self) -> ScanStrategy:
+        """What is known of the strategy: meaning, source, promises."""
+        return _STRATEGIES[self.name]
+
+    @property
+    def spec(self) -> dict[str, ArgValue]:
+        """The shortest dict that `get_scan` turns into this order: defaults are left out. JSON-serialisable."""
+        spec: dict[str, ArgValue] = {'name': self.name}
+        if self.directions != self.strategy.directions[0]:
+            spec['directions'] = self.directions
+        spec.update((key, value) for key, value in self.args if value != self.strategy.args[key])
+        return spec
+
+    def to_json(self) -> str:
+        """`spec` as a string; equal orders give equal strings, and `get_scan` reads it back."""
+        return json.dumps(self.spec, separators=(',', ':'))
+
+    def steps(self, height: int, width: int) -> int:
+        """Steps T per direction on a grid of this size, symbolic integers included."""
+        count_steps = self.strategy.count_steps
+        return height * width if count_steps is None else count_steps(height, width, **dict(self.args))
+
+    def table(self, height: int, width: int) -> np.ndarray:
+        """Token positions in visiting order, (K, T) int32, read-only.
+
+        Args:
+            height: Rows of the grid, from 1.
+            width: Columns of the grid, from 1.
+
+        Raises:
+            ValueError: If a size is below 1, or the strategy's function breaks what it promises.
+        """
+        return _table(self, _size('height', height), _size('width', width))
+
+    def inverse(self, height: int, width: int) -> np.ndarray:
+        """The step at which each token is visited, (K, H * W) int32, read-only.
+
+        A token that is visited several times has its first step, a token that is never visited -1.
+
+        Args:
+            height: Rows of the grid, from 1.
+            width: Columns of the grid, from 1.
+
+        Raises:
+            ValueError: As `table`.
+        """
+        return _inverse(self, _size('height', height), _size('width', width))
+
+
+def register_scan(
+    name: str,
+    *,
+    meaning: str,
+    source: str = '',
+    directions: int | Sequence[int | EllipsisType] = (4, 2, 1),
+    permutation: bool = True,
+    neighbours: int = 0,
+    steps: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Register `function(height, width, **args)` as a scan order, for every model that takes `scan=`.
+
+    The function returns a path (T,) or a table (K, T) of row-major token positions, for any size from 1 x 1. Its
+    further parameters are the arguments of the order: they need a bool, int, float or str as default, whose type is
+    enforced, and the function raises `ValueError` for values out of range. A parameter `directions` receives the number
+    chosen.
+
+    Args:
+        name: New name, an identifier.
+        meaning: What it does, in one line.
+        source: Paper or repository.
+        directions: Numbers of directions offered, the default first; an Ellipsis at the end offers all others too.
+        permutation: Whether each direction visits every token exactly once; checked whenever a table is built.
+        neighbours: 4 or 8 to promise that consecutive tokens are 4- or 8-neighbours; 0 promises nothing.
+        steps: `steps(height, width, **args)`, where T is not H * W; with + - * // alone, since sizes may be symbolic.
+
+    Raises:
+        ValueError: If the name is taken or no identifier, an argument is called name, or settings are contradictory.
+        TypeError: If a parameter of the function has no usable default.
+
+    Example:
+        >>> @register_scan('odd_rows_first', meaning='Rows 1, 3, 5, ..., then rows 0, 2, 4, ...')
+        ... def odd_rows_first(height, width):
+        ...     grid = np.arange(height * width).reshape(height, width)
+        ...     return np.concatenate([grid[1::2].ravel(), grid[::2].ravel()])
+    """
+    offered = (directions,) if isinstance(directions, int) else tuple(directions)
+    any_directions = len(offered) > 1 and offered[-1] is ...
+    counts = offered[:-1] if any_directions else offered
+    if not name.isidentifier():
+        raise ValueError(f'scan name {name!r} is not an identifier')
+    if name in _STRATEGIES:
+        raise ValueError(f'scan {name!r} is registered already; choose another name')
+    if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
+        raise ValueError(f'directions is {directions!r}; allowed are integers from 1, the default first')
+    if neighbours not in (0, 4, 8):
+        raise ValueError(f'neighbours is {neighbours!r}; allowed are 0, 4 and 8')
+    if permutation and steps is not None:
+        raise ValueError('steps is given for a permutation, which takes H * W steps; pass permutation=False')
+
+    def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+        args = {parameter.name: parameter.default for parameter in parameters if parameter.name != 'directions'}
+        for key, default in args.items():
+            if key == 'name':
+                raise ValueError(f'an argument of scan {name!r} is called name, which specs use for the scan itself')
+            if not isinstance(default, ArgValue):
+                raise TypeError(f'argument {key!r} of scan {name!r} needs a default: a bool, int, float or str')
+        _STRATEGIES[name] = ScanStrategy(
+            name=name,
+            meaning=meaning,
+            source=source,
+            directions=counts,
+            any_directions=any_directions,
+            permutation=permutation,
+            neighbours=neighbours,
+            args=MappingProxyType(args),
+            build=function,
+            count_steps=steps,
+            takes_directions=len(args) < len(parameters),
+        )
+        return function
+
+    return register
+
+
+def list_scans() -> list[str]:
+    """Names of all registered scan orders, in order of registration; `get_scan(name).strategy` tells about each."""
+    return list(_STRATEGIES)
+
+
+def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None = None) -> ScanOrder:
+    """Look a scan order up.
+
+    Args:
+        spec: A name, a dict `{'name': 'local', 'window': 7}`, such a dict as a JSON string, or a `ScanOrder`, which is
+            returned as it is. The key `directions` asks for a number of directions and must be offered.
+        directions: The number that a model would like, from 1; used if `spec` leaves it open and the strategy offers
+            it, else the order has the strategy's default, and the caller decides what to do.
+
+    Raises:
+        ValueError: If the name or an argument is unknown, a value is out of range, or `spec` is not valid JSON.
+        TypeError: If `spec` or an argument has the wrong type.
+    """
+    if isinstance(spec, ScanOrder):
+        return spec
+    chosen = _parse(spec)
+    name = chosen.pop('name', None)
+    if not isinstance(name, str) or name not in _STRATEGIES:
+        close = difflib.get_close_matches(str(name), _STRATEGIES, 1)
+        hint = f' (did you mean {close[0]!r}?)' if close else ''
+        raise ValueError(f'unknown scan {name!r}{hint}; allowed are {", ".join(_STRATEGIES)}')
+    strategy = _STRATEGIES[name]
+    if directions is not None and (not isinstance(directions, int) or directions < 1):
+        raise ValueError(f'directions is {directions!r}; allowed are integers from 1')
+    count = directions if directions is not None and strategy.offers(directions) else strategy.directions[0]
+    if 'directions' in chosen:
+        count = chosen.pop('directions')
+        if isinstance(count, bool) or not isinstance(count, int) or not strategy.offers(count):
+            more = ' and any other number from 1' if strategy.any_directions else ''
+            offered = ', '.join(map(str, strategy.directions))
+            raise ValueError(f'scan {name!r} does not offer directions={count!r}; offered are {offered}{more}')
+    for key in chosen:
+        if key not in strategy.args:
+            allowed = ', '.join(['directions', *strategy.args])
+            raise ValueError(f'scan {name!r} has no argument {key!r}; allowed are {allowed}')
+    args = {key: _checked(name, key, chosen.get(key, default), default) for key, default in strategy.args.items()}
+    order = ScanOrder(name, count, tuple(sorted(args.items())))
+    order.table(1, 1)  # values out of range raise here, not in the first forward
+    return order
+
+
+def _parse(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(spec, str):
+        if not spec.lstrip().startswith('{'):
+            return {'name': spec}
+        try:
+            return json.loads(spec)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'scan {spec!r} is not valid JSON: {error}') from error
+    if isinstance(spec, Mapping):
+        return dict(spec)
+    raise TypeError(f'scan is {spec!r}; allowed are a name, a dict, a JSON string and a ScanOrder')
+
+
+def _checked(name: str, key: str, value: Any, default: ArgValue) -> ArgValue:
+    kind = type(default)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(
+            f'argument {key!r} of scan {name!r} is {value!r}; allowed is {kind.__name__}, such as {default!r}'
+        )
+    return value
+
+
+def _size(name: str, value: int) -> int:
+    size = operator.index(value)
+    if size < 1:
+        raise ValueError(f'{name} is {value!r}; allowed are integers from 1')
+    return size
+
+
+@lru_cache(maxsize=32)
+def _table(order: ScanOrder, height: int, width: int) -> np.ndarray:
+    strategy = order.strategy
+    args: dict[str, Any] = dict(order.args)
+    if strategy.takes_directions:
+        args['directions'] = order.directions
+    table = np.asarray(strategy.build(height, width, **args))
+    if table.ndim == 1:
+        table = _from_path(order, table, height, width, args)
+    shape = (order.directions, order.steps(height, width))
+    where = f'scan {order.to_json()} at {height} x {width}'
+    if table.shape != shape or table.dtype.kind not in 'iu':
+        raise ValueError(f'{where} gives {table.dtype} {table.shape}; expected are integers of shape {shape}')
+    tokens = height * width
+    if table.size and (table.min() < 0 or table.max() >= tokens):
+        raise ValueError(f'{where} visits tokens {table.min()}..{table.max()}; allowed are 0..{tokens - 1}')
+    if strategy.permutation and any(np.bincount(row, minlength=tokens).max() > 1 for row in table):
+        raise ValueError(f'{where} visits a token twice, yet is registered as a permutation')
+    table = table.astype(np.int32)
+    table.flags.writeable = False
+    return table
+
+
+def _from_path(order: ScanOrder, path: np.ndarray, height: int, width: int, args: dict[str, Any]) -> np.ndarray:
+    if order.directions == 1:
+        return path[None]
+    if order.directions == 2:
+        return np.stack([path, path[::-1]])
+    if order.directions != 4:
+        raise ValueError(f'scan {order.name!r} returns a path: that gives 1, 2 or 4 directions, not {order.directions}')
+    other = np.asarray(order.strategy.build(width, height, **args))
+    if other.shape != path.shape:
+        sizes = f'{path.size} steps at {height} x {width} and {other.size} at {width} x {height}'
+        raise ValueError(f'scan {order.name!r} has {sizes}; four directions of a path need equally many')
+    other = other % height * width + other // height  # positions of the transposed grid, back on the grid
+    return np.stack([path, other, path[::-1], other[::-1]])
+
+
+@lru_cache(maxsize=32)
+def _inverse(order: ScanOrder, height: int, width: int) -> np.ndarray:
+    table = _table(order, height, width)
+    directions, steps = table.shape
+    inverse = np.full((directions, height * width), steps, np.int32)
+    np.minimum.at(inverse, (np.arange(directions)[:, None], table), np.arange(steps, dtype=np.int32))
+    inverse[inverse == steps] = -1
+    inverse.flags.writeable = False
+    return inverse
