@@ -1,0 +1,24 @@
+"""Modules that several families are built from."""
+
+from .embed import ConvDownsample, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
+from .scanning import ScanningModule, ScanSpec, change_scan
+from .ss2d import SS2D
+from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
+
+__all__ = [
+    'SS2D',
+    'ConvDownsample',
+    'OverlapStem',
+    'PatchStem',
+    'ScanSpec',
+    'ScanningModule',
+    'SelectiveSSM',
+    'StridedPatchEmbed',
+    'at_least_fp32',
+    'change_scan',
+    'check_image_size',
+    'decay_rates',
+    'init_A_log',
+    'init_dt_bias',
+    'split_projection',
+]

@@ -1,0 +1,3 @@
+"""Every model family; importing registers them with timm."""
+
+from . import vmamba as vmamba

@@ -1,0 +1,246 @@
+"""Compare our models with what the original repositories computed, fixture by fixture, and print the table.
+
+    python tools/verify_goldens.py [--folder DIR] [NAME ...]
+
+Every fixture goes the public way: its weights are saved in the upstream container and loaded strictly by
+`timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': ...})`. Exit code: 0 if all that were run
+agree and all asked for by name could be run, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import visionssm  # noqa: F401  registers the models
+
+GOLDENS = Path(__file__).resolve().parents[1] / 'tests' / 'goldens'
+
+
+def _load_golden():
+    spec = importlib.util.spec_from_file_location('visionssm_golden', GOLDENS / 'golden.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+golden = _load_golden()
+
+
+class Tolerance(NamedTuple):
+    """Bounds: logits and features as worst absolute error over standard deviation, gradient norms relative."""
+
+    logits: float
+    features: float
+    grads: float
+
+
+class Family(NamedTuple):
+    """How the fixtures of one family are run.
+
+    `pattern` is matched in 'NAME CONSTRUCTOR'; `model` gives our name and arguments from (metadata, match); `features`
+    gives the recorded maps from (model, images, metadata); `container` is the checkpoint's key for the weights;
+    `ungraded` matches upstream names whose gradients are noise.
+    """
+
+    pattern: str
+    model: Callable[[dict, re.Match], tuple[str, dict]]
+    features: Callable[[nn.Module, Tensor, dict], list[Tensor]]
+    tolerance: Callable[[str], Tolerance]
+    container: str = 'model'
+    ungraded: str = '$^'
+
+
+class Result(NamedTuple):
+    """Worst errors of a fixture, and the bounds."""
+
+    logits: float
+    features: float
+    grads: float
+    worst_grad: str
+    tolerance: Tolerance
+
+    @property
+    def ok(self) -> bool:
+        """Whether all are within bounds; a NaN is not."""
+        return (
+            self.logits <= self.tolerance.logits
+            and self.features <= self.tolerance.features
+            and self.grads <= self.tolerance.grads
+        )
+
+
+def stages_with_outnorm(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
+    """Stage maps through the LayerNorms `outnorm{i}` that upstream's backbone wrapper adds."""
+    maps = model.forward_intermediates(x, output_fmt='NHWC', intermediates_only=True)
+    extra = {name: torch.from_numpy(golden.fill_tensor(name, shape)) for name, shape, _ in meta['backbone_extra_state']}
+    return [
+        F.layer_norm(y, y.shape[-1:], extra[f'outnorm{i}.weight'], extra[f'outnorm{i}.bias']).permute(0, 3, 1, 2)
+        for i, y in enumerate(maps)
+    ]
+
+
+def last_normed(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
+    """The map of the final norm."""
+    return model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+
+
+def stages(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
+    """Plain stage maps."""
+    return model.forward_intermediates(x, intermediates_only=True)
+
+
+def _vmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'vmamba_{"vanilla_" if match["vanilla"] else ""}{match["size"]}', {}
+
+
+def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
+    size = meta['kwargs'].get('img_size')
+    return f'vim_{match["size"]}_patch16_{match["stride"]}224', {'img_size': tuple(size)} if size else {}
+
+
+FAMILIES = (
+    Family(
+        r' (?P<vanilla>vanilla_)?vmamba_(?P<size>\w+)$',
+        _vmamba,
+        stages_with_outnorm,
+        lambda name: Tolerance(2e-4, 3e-4, 1e-4) if 'vanilla' in name else Tolerance(1e-4, 2e-4, 1e-4),
+    ),
+    Family(
+        r' .*models_mamba\.py:vim_(?P<size>tiny|small|base)_patch16_(?P<stride>stride8_)?224_.*cls.*$',
+        _vim,
+        last_normed,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+    ),
+)
+
+
+def find_family(name: str, meta: dict) -> tuple[Family, re.Match] | None:
+    """The family that can run a fixture, with its match; None if there is none."""
+    for family in FAMILIES:
+        match = re.search(family.pattern, f'{name} {meta.get("constructor", "")}')
+        if match:
+            return family, match
+    return None
+
+
+def upstream_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, str]:
+    """Our parameter names to upstream's, found by sending tagged tensors through the checkpoint filter."""
+    names = list(state_dict)
+    tagged = {name: torch.full_like(x, i, dtype=torch.float32) for i, (name, x) in enumerate(state_dict.items())}
+    filter_fn = sys.modules[type(model).__module__].checkpoint_filter_fn
+    return {ours: names[int(x.flatten()[0])] for ours, x in filter_fn(tagged, model).items()}
+
+
+def verify(name: str, folder: Path = GOLDENS, inputs: list[int] | None = None) -> Result:
+    """Run one fixture.
+
+    Args:
+        name: Its name.
+        folder: Where its files are.
+        inputs: Which of the recorded inputs; None: all. Gradients are recorded for input 0.
+
+    Raises:
+        KeyError: If no family can run it.
+    """
+    meta, arrays = golden.load(name, folder)
+    found = find_family(name, meta)
+    if found is None:
+        raise KeyError(f'{name}: no family here runs {meta.get("constructor", "this fixture")!r}')
+    family, match = found
+    model_name, kwargs = family.model(meta, match)
+    weights = golden.upstream_state_dict(meta)
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / 'upstream.pth'
+        torch.save({family.container: weights} if family.container else weights, file)
+        model = timm.create_model(
+            model_name, pretrained=True, pretrained_cfg_overlay={'file': str(file)}, **kwargs
+        ).eval()
+
+    def error(actual: Tensor | np.ndarray, expected: np.ndarray) -> float:
+        actual = np.asarray(actual.detach() if isinstance(actual, Tensor) else actual)
+        if actual.shape != expected.shape:
+            return float('inf')
+        return float(np.abs(actual - expected).max() / expected.std())
+
+    logits_error = features_error = grad_error = 0.0
+    worst = ''
+    for i, shape in enumerate(meta['inputs']):
+        if inputs is not None and i not in inputs:
+            continue
+        x = torch.from_numpy(golden.make_input(shape))
+        with torch.no_grad():
+            maps = family.features(model, x, meta)
+        if [list(y.shape) for y in maps] != meta['feature_shapes'][str(i)]:
+            features_error = float('inf')
+        errors = [error(golden.summarise(y), arrays[f'feat_{i}_{j}']) for j, y in enumerate(maps)]
+        features_error = max(features_error, *errors)
+        with torch.set_grad_enabled(i == 0):
+            logits = model(x)
+        logits_error = max(logits_error, error(logits, arrays[f'logits_{i}']))
+        if i == 0:
+            weight = torch.from_numpy(golden.fill_tensor('loss_weight', logits.shape))
+            (logits * weight).sum().backward()
+            theirs = upstream_names(model, weights)
+            norms = {
+                theirs[ours]: float(p.grad.double().norm())
+                for ours, p in model.named_parameters()
+                if p.grad is not None
+            }
+            for key, expected in zip(meta['grad_names'], arrays['grad_norms'], strict=True):
+                if re.search(family.ungraded, key):
+                    continue
+                got = norms.get(key, float('inf'))
+                # a gradient that is exactly zero has to be exactly zero
+                relative = abs(got - expected) / expected if expected else got
+                if not relative <= grad_error:
+                    grad_error, worst = relative, key
+    return Result(logits_error, features_error, grad_error, worst, family.tolerance(name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('names', nargs='*', metavar='NAME', help='fixtures; default: all in the folder')
+    parser.add_argument('--folder', type=Path, default=GOLDENS, help='folder of NAME.json and NAME.npz')
+    args = parser.parse_args(argv)
+    names = args.names or sorted(path.stem for path in args.folder.glob('*.json') if path.with_suffix('.npz').exists())
+    if not names:
+        parser.error(f'no fixtures in {args.folder}')
+    failed = False
+    print(f'{"fixture":<24}{"logits":>10}{"features":>10}{"gradients":>11}   {"tolerance":<25}ok')
+    for name in names:
+        try:
+            result = verify(name, args.folder)
+        except KeyError as error:
+            print(f'{name:<24}not run: {error.args[0]}')
+            failed |= bool(args.names)
+            continue
+        except FileNotFoundError as error:
+            print(f'{name:<24}not found: {error.filename}')
+            failed = True
+            continue
+        bounds = '/'.join(f'{bound:.0e}' for bound in result.tolerance)
+        verdict = 'yes' if result.ok else f'NO ({result.worst_grad})'
+        print(
+            f'{name:<24}{result.logits:>10.1e}{result.features:>10.1e}{result.grads:>11.1e}   {bounds:<25}{verdict}',
+            flush=True,
+        )
+        failed |= not result.ok
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Stems, downsampling and patch embeddings shared by the families; tokens come out channels-last."""
+
+import torch
+from timm.layers import register_notrace_function, to_2tuple
+from torch import Tensor, nn
+
+
+@torch.fx.wrap
+@register_notrace_function
+def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = None) -> None:
+    """Reject images that the model can't take.
+
+    Compiled, exported and scripted code skips the check: there it would tie the graph to the example's size.
+
+    Args:
+        x: Images, (B, C, H, W).
+        minimum: Least height and width.
+        size: The only (height, width) allowed; None: any.
+
+    Raises:
+        ValueError: If the size is below the least or not the one allowed; the message has both.
+    """
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+        height, width = x.shape[-2:]
+        if min(height, width) < minimum:
+            raise ValueError(f'the image is {height}x{width}; the least is {minimum}x{minimum}')
+        if size is not None and (height, width) != tuple(size):
+            raise ValueError(
+                f'the image is {height}x{width} and the model made for {size[0]}x{size[1]}; build it with '
+                'dynamic_img_size=True or img_size=, or call set_input_size'
+            )
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping convolution and LayerNorm: images (B, C, H, W) to tokens (B, H / p, W / p, D), rounded down.
+
+    Args:
+        in_chans: Image channels.
+        dim: Token channels.
+        patch_size: p.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.patch_size = patch_size
+        self.conv = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
+        self.norm = nn.LayerNorm(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        check_image_size(x, self.patch_size)
+        # so the tokens are contiguous channels-last from here on
+        x = self.conv(x.contiguous(memory_format=torch.channels_last))
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class OverlapStem(nn.Module):
+    """Two 3x3 convolutions, LayerNorm after each and GELU between: tokens (B, H / p, W / p, D), rounded up.
+
+    Args:
+        in_chans: Image channels.
+        dim: Token channels.
+        patch_size: Stride p of both together: 1, 2 or 4.
+
+    Raises:
+        ValueError: If `patch_size` is another.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
+        super().__init__()
+        if patch_size not in (1, 2, 4):
+            raise ValueError(f'patch_size is {patch_size!r}; the overlap stem allows 1, 2 and 4')
+        dd = {'device': device, 'dtype': dtype}
+        first, second = (2, 2) if patch_size == 4 else (patch_size, 1)
+        self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=first, padding=1, **dd)
+        self.norm1 = nn.LayerNorm(dim // 2, **dd)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=second, padding=1, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        check_image_size(x, 1)
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        x = self.act(self.norm1(x.permute(0, 2, 3, 1)))
+        x = self.conv2(x.permute(0, 3, 1, 2))
+        return self.norm2(x.permute(0, 2, 3, 1))
+
+
+class ConvDownsample(nn.Module):
+    """3x3 convolution of stride 2 and LayerNorm: (B, H, W, C) to (B, H / 2, W / 2, D), rounded up.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+    """
+
+    def __init__(self, dim: int, out_dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, **dd)
+        self.norm = nn.LayerNorm(out_dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the map."""
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class StridedPatchEmbed(nn.Module):
+    """Patches of `patch_size` every `stride` pixels as tokens (B, H', W', D), H' = (H - patch_size) // stride + 1.
+
+    timm's `PatchEmbed` has no stride of its own. Checking the image size is left to the model.
+
+    Args:
+        img_size: Height and width that the model is made for.
+        patch_size: Side of a patch.
+        stride: Distance between patches; at most `patch_size`.
+        in_chans: Image channels.
+        embed_dim: Token channels.
+
+    Raises:
+        ValueError: If the stride is not in 1..patch_size or the image is smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        stride: int,
+        in_chans: int,
+        embed_dim: int,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= stride <= patch_size:
+            raise ValueError(f'stride is {stride!r}; allowed are 1..{patch_size}, the patch size')
+        self.patch_size = to_2tuple(patch_size)
+        self.stride = to_2tuple(stride)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=stride, device=device, dtype=dtype)
+        self.set_input_size(img_size)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Note the size and the grid that it gives."""
+        height, width = to_2tuple(img_size)
+        if min(height, width) < self.patch_size[0]:
+            raise ValueError(f'img_size is {height}x{width}; the least is one patch, {self.patch_size[0]} a side')
+        self.img_size = (height, width)
+        self.grid_size = self.dynamic_feat_size(self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def feat_ratio(self) -> int:
+        """Pixels per token along a side."""
+        return self.stride[0]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """The grid that images of `img_size` give."""
+        return (
+            (img_size[0] - self.patch_size[0]) // self.stride[0] + 1,
+            (img_size[1] - self.patch_size[1]) // self.stride[1] + 1,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images (B, C, H, W)."""
+        return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)

@@ -1,0 +1,47 @@
+"""How a model holds its scan order and changes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.layers import register_notrace_function
+from torch import nn
+
+from visionssm.scans import ScanOrder, get_scan, scan_order
+
+ScanSpec = str | Mapping[str, Any] | ScanOrder
+
+register_notrace_function(scan_order)
+
+
+class ScanningModule(nn.Module):
+    """A module that walks tokens along a scan order: `scan` holds the order as a string, `directions` its number K."""
+
+    scan: str
+    directions: int
+
+    def set_scan(self, order: ScanOrder) -> None:
+        """Take another order of as many directions."""
+        self.scan = order.to_json()
+
+
+def change_scan(model: nn.Module, scan: ScanSpec, directions: int) -> ScanOrder:
+    """Give every scanning module of `model` the order `scan`.
+
+    Args:
+        model: The model; unchanged if this raises.
+        scan: Name, dict, JSON string or `ScanOrder`.
+        directions: Sets of scan parameters that the model has.
+
+    Raises:
+        ValueError: If the order is unknown, or has another number of directions.
+    """
+    order = get_scan(scan, directions)
+    if order.directions != directions:
+        raise ValueError(
+            f'scan {order.to_json()} has {order.directions} directions and the model parameters for {directions}; '
+            f'choose an order that offers {directions}, or build a new model with scan={order.name!r}'
+        )
+    for module in model.modules():
+        if isinstance(module, ScanningModule):
+            module.set_scan(order)
+    return order

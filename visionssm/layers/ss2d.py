@@ -1,0 +1,79 @@
+"""The 2-D selective scan block of VMamba, which GroupMamba uses per channel group."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_act_layer
+from torch import Tensor, nn
+
+from visionssm.scans import get_scan, scan_order
+
+from .scanning import ScanningModule, ScanSpec
+from .ssm import SelectiveSSM
+
+torch.fx.wrap('scan_order')
+
+
+class SS2D(ScanningModule):
+    """Projection, depthwise 3x3 convolution, selective scan along K directions, norm, projection back.
+
+    Args:
+        dim: Channels in and out.
+        d_state: States N per channel.
+        expand: d_inner / dim.
+        dt_rank: Rank R of the step projection; None: ceil(dim / 16).
+        gate: Multiply the scan's output by SiLU of a second half of the first projection.
+        conv_bias: Whether the convolution has a bias.
+        act_layer: Activation after the convolution.
+        mixer: 'mamba1' or 'mamba2'.
+        scan: Scan order; it decides the number of parameter sets.
+        directions: Number of directions asked of `scan`.
+
+    Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 1,
+        expand: float = 1.0,
+        dt_rank: int | None = None,
+        gate: bool = False,
+        conv_bias: bool = False,
+        act_layer: str = 'silu',
+        mixer: str = 'mamba1',
+        scan: ScanSpec = 'cross',
+        directions: int = 4,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        d_inner = int(expand * dim)
+        order = get_scan(scan, directions)
+        self.directions = order.directions
+        self.gate = gate
+        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
+        self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=conv_bias, **dd)
+        self.act = get_act_layer(act_layer)()
+        self.ssm = SelectiveSSM(
+            d_inner, d_state, math.ceil(dim / 16) if dt_rank is None else dt_rank, self.directions, mixer, **dd
+        )
+        self.norm = nn.LayerNorm(d_inner, **dd)
+        self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
+        self.set_scan(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens of (B, H, W, C)."""
+        _, height, width, _ = x.shape
+        x = self.in_proj(x)
+        z = x
+        if self.gate:
+            x, z = x.chunk(2, -1)
+        x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
+        y = self.ssm(x, scan_order(self.scan, height, width, x))
+        y = self.norm(y).to(x.dtype).unflatten(1, (height, width))
+        if self.gate:
+            y = y * F.silu(z)
+        return self.out_proj(y)

@@ -1,0 +1,148 @@
+"""The parameters of a selective scan along several directions, and how tokens become its inputs."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+
+from visionssm.ops import scan_tokens
+
+# fx records the scan as one call, in whichever forward it stands: it checks shapes, which have no values while tracing
+register_notrace_function(scan_tokens)
+torch.fx.wrap('scan_tokens')
+
+
+@torch.fx.wrap
+@register_notrace_function
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` in fp32, or as it is if it is fp64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@torch.fx.wrap
+@register_notrace_function
+def decay_rates(A_log: Tensor) -> Tensor:
+    """The negative rates A = -exp(A_log) in fp32 (fp64 for fp64): bf16 would round decays that multiply up."""
+    return -torch.exp(at_least_fp32(A_log))
+
+
+def init_dt_bias(bias: Tensor, dt_min: float = 1e-3, dt_max: float = 0.1, dt_init_floor: float = 1e-4) -> None:
+    """Fill `bias` so that softplus(bias) is log-uniform in [dt_min, dt_max], at least `dt_init_floor`.
+
+    Source: arXiv:2312.00752, section 3.6.
+    """
+    with torch.no_grad():
+        low, high = math.log(dt_min), math.log(dt_max)
+        dt = torch.rand(bias.shape, device=bias.device) * (high - low) + low
+        dt = dt.exp().clamp(min=dt_init_floor)
+        bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+def init_A_log(A_log: Tensor) -> None:
+    """Fill `A_log` (..., N) with log(1..N) in every row: S4D-real."""
+    with torch.no_grad():
+        A_log.copy_(torch.arange(1, A_log.shape[-1] + 1, device=A_log.device, dtype=torch.float32).log())
+
+
+def split_projection(projected: Tensor, dt_proj_weight: Tensor | None, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split what x_proj gives into delta, B and C, and widen delta.
+
+    Args:
+        projected: (B, L, K, R + 2 N), ordered [dt | B | C]; any strides that `torch.bmm` takes.
+        dt_proj_weight: (K, D, R), or None: the R values are the steps themselves (one per head).
+        d_state: N.
+
+    Returns:
+        delta (B, L, K, D) or (B, L, K, R), strided; B and C (B, L, K, N), views of `projected`.
+    """
+    dt, B, C = projected.split([projected.shape[-1] - 2 * d_state, d_state, d_state], -1)
+    if dt_proj_weight is not None:
+        batch, length = projected.shape[0], projected.shape[1]
+        # one product for all directions; its (K, B L, D) is handed on as a view
+        dt = torch.bmm(dt.permute(2, 0, 1, 3).flatten(1, 2), dt_proj_weight.transpose(1, 2))
+        dt = dt.unflatten(1, (batch, length)).permute(1, 2, 0, 3)
+    return dt, B, C
+
+
+class SelectiveSSM(nn.Module):
+    """Selective scan of one token map along K directions, one set of parameters each, summed in pixel order.
+
+    Parameters: `x_proj_weight` (K, R + 2 N, D), `A_log` (K, D, N), `D` (K, D), `dt_proj_bias` (K, D) and, for
+    `mixer='mamba1'`, `dt_proj_weight` (K, D, R). For 'mamba2', R is the number of heads of D / R channels: the first R
+    outputs of x_proj are the steps of the heads, `A_log` is (K, R, 1) and `dt_proj_bias` (K, R).
+
+    Args:
+        d_inner: Channels D.
+        d_state: States N per channel.
+        dt_rank: R.
+        directions: K.
+        mixer: 'mamba1' or 'mamba2'.
+
+    Raises:
+        ValueError: If `mixer` is neither, or the heads do not divide the channels.
+
+    Source: arXiv:2312.00752 (mamba1), arXiv:2405.21060 (mamba2), arXiv:2401.10166 (directions).
+    """
+
+    def __init__(
+        self, d_inner: int, d_state: int, dt_rank: int, directions: int, mixer: str = 'mamba1', device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        if mixer not in ('mamba1', 'mamba2'):
+            raise ValueError(f'mixer is {mixer!r}; allowed are mamba1 and mamba2')
+        if mixer == 'mamba2' and d_inner % dt_rank:
+            raise ValueError(f'{dt_rank} heads do not divide {d_inner} channels')
+        dd = {'device': device, 'dtype': dtype}
+        self.d_state = d_state
+        self.x_proj_weight = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner, **dd))
+        if mixer == 'mamba1':
+            self.dt_proj_weight = nn.Parameter(torch.empty(directions, d_inner, dt_rank, **dd))
+            self.dt_proj_bias = nn.Parameter(torch.empty(directions, d_inner, **dd))
+            self.A_log = nn.Parameter(torch.empty(directions, d_inner, d_state, **dd))
+        else:
+            self.register_parameter('dt_proj_weight', None)
+            self.dt_proj_bias = nn.Parameter(torch.empty(directions, dt_rank, **dd))
+            self.A_log = nn.Parameter(torch.empty(directions, dt_rank, 1, **dd))
+        self.D = nn.Parameter(torch.empty(directions, d_inner, **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as VMamba does: 'v0' for mamba1, 'v2' for mamba2."""
+        bound = self.x_proj_weight.shape[-1] ** -0.5  # what nn.Linear starts with
+        nn.init.uniform_(self.x_proj_weight, -bound, bound)
+        nn.init.ones_(self.D)
+        if self.dt_proj_weight is None:
+            nn.init.zeros_(self.A_log)
+            nn.init.uniform_(self.dt_proj_bias, 0.0, 0.1)
+        else:
+            bound = self.dt_proj_weight.shape[-1] ** -0.5
+            nn.init.uniform_(self.dt_proj_weight, -bound, bound)
+            init_dt_bias(self.dt_proj_bias)
+            init_A_log(self.A_log)
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        """Scan.
+
+        Args:
+            x: Tokens in pixel order, (B, L, D).
+            order: Visiting orders, (K, T).
+
+        Returns:
+            (B, L, D), dtype of `x`.
+        """
+        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
+        delta, B, C = split_projection(projected, self.dt_proj_weight, self.d_state)
+        return scan_tokens(
+            x,
+            delta,
+            decay_rates(self.A_log),
+            B,
+            C,
+            at_least_fp32(self.D),
+            None,
+            at_least_fp32(self.dt_proj_bias),
+            True,
+            order,
+        )

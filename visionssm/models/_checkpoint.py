@@ -1,0 +1,158 @@
+"""Read checkpoints of any repository without running what is in them, and say clearly what does not fit."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# where training scripts keep the weights; 'model' comes first: it is what upstream evaluates (Vim), or holds the
+# averaged weights already (VMamba)
+CONTAINERS = ('model', 'state_dict', 'model_ema', 'state_dict_ema', 'net')
+_PREFIXES = ('module.', '_orig_mod.')  # left by DistributedDataParallel and torch.compile
+
+
+class _Discarded:
+    """Stands for a value that is not weights: swallows what the pickle says about it and runs nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# what training scripts store beside the weights, by the name in the pickle; none of it is imported or run
+_GLOBALS: tuple[Callable | tuple[Callable, str], ...] = (
+    argparse.Namespace,  # Vim, DeiT: the command line
+    (OrderedDict, 'yacs.config.CfgNode'),  # VMamba, MSVMamba: the configuration
+    (_Discarded, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    *(
+        (_Discarded, f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name in ('scalar', '_reconstruct')
+    ),
+    (_Discarded, 'numpy.ndarray'),
+    (_Discarded, 'numpy.dtype'),
+)
+
+
+def checkpoint_globals() -> AbstractContextManager:
+    """Let `torch.load(weights_only=True)` pass over the known non-tensor contents while the context lasts.
+
+    A context, not `add_safe_globals` at import: programs that load their own files keep torch's rules.
+    """
+    return torch.serialization.safe_globals(list(_GLOBALS))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint file, with wrapper prefixes removed.
+
+    Args:
+        path: A `.safetensors` file, or anything that `torch.save` wrote. No code in it is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, no checkpoint, has contents that are not allowed, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint file at {path}')
+    if path.stat().st_size == 0:
+        raise ValueError(f'{path} is empty')
+    try:
+        if path.suffix == '.safetensors':
+            content = load_file(path)
+        else:
+            with checkpoint_globals():
+                content = torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except SafetensorError as error:
+        raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
+    except Exception as error:  # foreign bytes make the unpickler raise nearly anything; none of it helps the reader
+        raise ValueError(f'{path} cannot be read as a checkpoint: {_reason(path, error)}') from None
+    return unwrap(content, str(path))
+
+
+def _reason(path: Path, error: Exception) -> str:
+    try:
+        with checkpoint_globals():
+            refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a file that torch.save wrote
+        refused = []
+    if refused:
+        return f'it asks to run {", ".join(sorted(refused))}, which is not allowed in a file of weights'
+    return f'it is damaged, or was not written by torch.save ({type(error).__name__})'
+
+
+def unwrap(content: Any, source: str = 'the checkpoint') -> dict[str, Tensor]:
+    """The state dict inside a training checkpoint: its container, without wrapper prefixes.
+
+    Args:
+        content: What the file held: a state dict, or a dict with one under a name of `CONTAINERS`.
+        source: What to call it in errors.
+
+    Raises:
+        ValueError: If there are no weights in it, or values that are not tensors among them.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{source} holds a {type(content).__name__}, not a dict of weights')
+    weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    if not weights:
+        raise ValueError(f'{source} holds no weights')
+    other = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f'{source} holds values that are not weights: {_some(other)}')
+    state_dict = {}
+    for key, value in weights.items():
+        while key.startswith(_PREFIXES):
+            key = key.partition('.')[2]
+        state_dict[key] = value
+    return state_dict
+
+
+def check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, optional: Iterable[str] = ()) -> None:
+    """Compare names and shapes with those of `model`.
+
+    Args:
+        state_dict: Weights under the model's names.
+        model: The model.
+        optional: Starts of names that are not compared.
+
+    Raises:
+        ValueError: If they differ; the message groups missing, unexpected and misshapen names.
+    """
+    skipped = tuple(optional)
+    expected = {name: tuple(x.shape) for name, x in model.state_dict().items() if not name.startswith(skipped)}
+    found = {name: tuple(x.shape) for name, x in state_dict.items() if not name.startswith(skipped)}
+    wrong = [
+        f'{name} {found[name]} for {expected[name]}' for name in found if expected.get(name) not in (None, found[name])
+    ]
+    problems = {
+        'missing': [name for name in expected if name not in found],
+        'unexpected': [name for name in found if name not in expected],
+        'of another shape': wrong,
+    }
+    lines = [f'{len(names)} {kind}: {_some(names)}' for kind, names in problems.items() if names]
+    if not lines:
+        return
+    if any('outnorm' in name for name in problems['unexpected']):
+        lines.append('outnorm* belongs to a detection or segmentation backbone: remove it, or load it in that wrapper')
+    scan = getattr(model, 'scan', None)
+    if scan is not None:
+        lines.append(f'the model was built with scan={scan}; scan parameters have one set per direction of the scan')
+    raise ValueError(f'weights do not fit {type(model).__name__}:\n  ' + '\n  '.join(lines))
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

@@ -1,0 +1,385 @@
+"""VMamba: Visual State Space Model, https://arxiv.org/abs/2401.10166 (NeurIPS 2024).
+
+Official: https://github.com/MzeroMiko/VMamba at 2ed52ead062a51a64521ed3871d52914bf532876, MIT.
+
+One class holds all generations: `vmamba_vanilla_*` (gated, 16 states, no MLP), the current `_s1l*` and `_s2l*` (no
+gate, one state) and `_m2` (Mamba-2 form; upstream has code for it, no weights). Maps are channels-last throughout;
+upstream's 1x1 convolutions are linear layers here.
+
+Differs from upstream: odd maps are padded right before patch merging in every path (upstream's channels-first one pads
+the wrong axes; no published model uses it), and the step initialisation that its single-file `vmamba.py` loses is kept.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from timm.models.swin_transformer import PatchMerging
+from torch import Tensor, nn
+
+from visionssm.layers import SS2D, ConvDownsample, OverlapStem, PatchStem, ScanSpec, SelectiveSSM
+from visionssm.scans import get_scan
+
+from ._base import Pyramid, Stage
+from ._timm import build, cfg
+
+__all__ = ['VMamba']
+
+STEMS = {'patch': PatchStem, 'overlap': OverlapStem}
+DOWNSAMPLES = {'merge': PatchMerging, 'conv': ConvDownsample}
+
+
+class VMambaBlock(nn.Module):
+    """Pre-norm residual block: scan mixer, then an MLP unless `mlp_ratio` is 0.
+
+    Args:
+        dim: Channels.
+        mlp_ratio: Hidden / dim of the MLP; 0: none.
+        drop_path: Rate of dropping either branch, per sample.
+        mixer_args: Arguments of `SS2D`.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, mixer_args: dict, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.mixer = SS2D(dim, **mixer_args, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.has_mlp = mlp_ratio > 0
+        self.norm2 = nn.LayerNorm(dim, **dd) if self.has_mlp else nn.Identity()
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd) if self.has_mlp else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, H, W, C)."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        if self.has_mlp:
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+
+class VMamba(Pyramid):
+    """VMamba, every generation.
+
+    Args:
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
+        depths: Blocks per stage.
+        dims: Channels per stage.
+        d_state: States N per channel.
+        expand: Inner channels of the mixer over its width.
+        mlp_ratio: Hidden / width of the MLPs; 0: blocks have none.
+        gate: Gate the mixer with SiLU of a second projection.
+        conv_bias: Bias of the mixer's depthwise convolution.
+        act_layer: Activation after that convolution.
+        mixer: 'mamba1' or 'mamba2'.
+        stem: 'patch' (one convolution) or 'overlap' (two).
+        patch_size: Stride of the stem: any for 'patch'; 1, 2 or 4 for 'overlap'.
+        downsample: 'merge' (patch merging) or 'conv' (3x3, stride 2).
+        scan: Scan order of all mixers: name, dict, JSON string or `ScanOrder`. If it does not offer four directions,
+            the model has as many sets of scan parameters as it has directions.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        depths: Sequence[int] = (2, 2, 8, 2),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        d_state: int = 1,
+        expand: float = 1.0,
+        mlp_ratio: float = 4.0,
+        gate: bool = False,
+        conv_bias: bool = False,
+        act_layer: str = 'silu',
+        mixer: str = 'mamba1',
+        stem: str = 'overlap',
+        patch_size: int = 4,
+        downsample: str = 'conv',
+        scan: ScanSpec = 'cross',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        for name, value, allowed in (('stem', stem, STEMS), ('downsample', downsample, DOWNSAMPLES)):
+            if value not in allowed:
+                raise ValueError(f'{name} is {value!r}; allowed are {", ".join(allowed)}')
+        if len(depths) != len(dims):
+            raise ValueError(f'depths has {len(depths)} stages and dims {len(dims)}: they must be equal')
+        dd = {'device': device, 'dtype': dtype}
+        order = get_scan(scan, 4)
+        mixer_args = {
+            'd_state': d_state,
+            'expand': expand,
+            'gate': gate,
+            'conv_bias': conv_bias,
+            'act_layer': act_layer,
+            'mixer': mixer,
+            'scan': order,
+        }
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages = [
+            Stage(
+                DOWNSAMPLES[downsample](dims[i - 1], dim, **dd) if i else nn.Identity(),
+                [VMambaBlock(dim, mlp_ratio, rate, mixer_args, **dd) for rate in rates[i]],
+            )
+            for i, dim in enumerate(dims)
+        ]
+        super().__init__(
+            STEMS[stem](in_chans, dims[0], patch_size, **dd),
+            stages,
+            nn.LayerNorm(dims[-1], **dd),
+            list(dims),
+            patch_size,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            **dd,
+        )
+        self.scan_directions = order.directions
+        self.scan = order.to_json()
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """What upstream exempts and timm's own rule (1-D parameters, biases) does not cover.
+
+        Upstream decays everything but those, `A_log`, `dt_proj_bias` and the projections included. The skip `D` is flat
+        there and (K, D) here, so it is named; in the Mamba-2 form it is 3-D there, and decayed.
+        """
+        scans = ((name, m) for name, m in self.named_modules() if isinstance(m, SelectiveSSM))
+        return {f'{name}.D' for name, m in scans if m.dt_proj_weight is not None}
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# upstream names in order of replacement: three generations of files, one result
+_RENAMES = [
+    (r'^backbone\.', ''),
+    (r'^patch_embed\.proj\.', 'patch_embed.0.'),
+    (r'^patch_embed\.norm\.', 'patch_embed.2.'),
+    (r'^(?:classifier\.)?norm\.', 'norm.'),
+    (r'^(?:classifier\.)?head\.(?!fc\.)', 'head.fc.'),
+    (r'\.ln_1\.', '.norm.'),
+    (r'\.self_attention\.', '.op.'),
+    (r'^(layers\.\d+\.blocks\.\d+)\.norm\.', r'\1.norm1.'),
+    (r'\.op\.out_norm\.', '.mixer.norm.'),
+    (r'\.op\.conv2d\.(?:1\.)?', '.mixer.conv.'),
+    (r'\.op\.x_proj[._]weight$', '.mixer.ssm.x_proj_weight'),
+    (r'\.op\.dt_projs[._]weight$', '.mixer.ssm.dt_proj_weight'),
+    (r'\.op\.dt_projs_bias$', '.mixer.ssm.dt_proj_bias'),
+    (r'\.op\.A_logs$', '.mixer.ssm.A_log'),
+    (r'\.op\.Ds$', '.mixer.ssm.D'),
+    (r'\.op\.', '.mixer.'),
+]
+_STEM = {
+    PatchStem: {'0': 'conv', '2': 'norm'},
+    OverlapStem: {'0': 'conv1', '2': 'norm1', '5': 'conv2', '7': 'norm2'},
+}
+_DOWNSAMPLE = {
+    PatchMerging: {'norm': 'norm', 'reduction': 'reduction', '1': 'norm', '2': 'reduction'},
+    ConvDownsample: {'1': 'conv', '3': 'norm'},
+}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
+    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+    Takes the classification code's names, the older ones of its first release, those of the single-file `vmamba.py`,
+    and detection or segmentation backbones (`backbone.`).
+    """
+    if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
+        return state_dict
+    shapes = {name: p.shape for name, p in model.state_dict().items()}
+    parts = {'stem': _STEM[type(model.stem)], 'downsample': _DOWNSAMPLE.get(type(model.stages[-1].downsample), {})}
+
+    def part(match: re.Match) -> str:
+        kind = 'stem' if match['stem'] else 'downsample'
+        # upstream counts a downsampling to the stage before it
+        place = 'stem' if match['stem'] else f'stages.{int(match["stage"]) + 1}.downsample'
+        return f'{place}.{parts[kind].get(match["index"], match["index"])}.'
+
+    out = {}
+    for name, x in state_dict.items():
+        for pattern, new in _RENAMES:
+            name = re.sub(pattern, new, name)
+        name = re.sub(r'^(?:(?P<stem>patch_embed)|layers\.(?P<stage>\d+)\.downsample)\.(?P<index>\w+)\.', part, name)
+        name = re.sub(r'^layers\.', 'stages.', name)
+        shape = shapes.get(name)
+        # 1x1 convolutions, flat scan parameters: the same numbers in another shape
+        if shape is not None and x.shape != shape and x.numel() == shape.numel():
+            x = x.reshape(shape)
+        out[name] = x
+    return out
+
+
+_PAPER = {'paper_ids': 'arXiv:2401.10166', 'paper_name': 'VMamba: Visual State Space Model', 'license': 'mit'}
+_ORIGIN = 'https://github.com/MzeroMiko/VMamba'
+
+
+def _cfg(file: str = '', **kwargs) -> dict:
+    if file:
+        kwargs['url'] = f'{_ORIGIN}/releases/download/{file}'
+    return cfg(
+        **{
+            'pool_size': (7, 7),
+            'first_conv': 'stem.conv1',
+            'classifier': 'head.fc',
+            'origin_url': _ORIGIN,
+            **_PAPER,
+            **kwargs,
+        }
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'vmamba_tiny_s1l8.in1k': _cfg('%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth', top1=82.6),
+        'vmamba_small_s1l20.in1k': _cfg('%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth', top1=83.3),
+        'vmamba_base_s1l20.in1k': _cfg('%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth', top1=83.8),
+        'vmamba_tiny_s2l5.in1k': _cfg('%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth', top1=82.5),
+        'vmamba_small_s2l15.in1k': _cfg('%23v2cls/vssm_small_0229_ckpt_epoch_222.pth', top1=83.6),
+        'vmamba_base_s2l15.in1k': _cfg('%23v2cls/vssm_base_0229_ckpt_epoch_237.pth', top1=83.9),
+        'vmamba_vanilla_tiny.in1k': _cfg(
+            '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth', top1=82.2, first_conv='stem.conv'
+        ),
+        'vmamba_vanilla_small.in1k': _cfg(
+            '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth', top1=83.5, first_conv='stem.conv'
+        ),
+        'vmamba_vanilla_base.in1k': _cfg(
+            '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth', top1=83.7, first_conv='stem.conv'
+        ),
+        'vmamba_tiny_m2': _cfg(),
+        'vmamba_small_m2': _cfg(),
+        'vmamba_base_m2': _cfg(),
+        'vmamba_nano': _cfg(),
+        'test_vmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+    }
+)
+
+_TINY, _BASE = (96, 192, 384, 768), (128, 256, 512, 1024)
+_VANILLA = {
+    'd_state': 16,
+    'expand': 2.0,
+    'mlp_ratio': 0.0,
+    'gate': True,
+    'conv_bias': True,
+    'stem': 'patch',
+    'downsample': 'merge',
+}
+_M2 = {'d_state': 64, 'mixer': 'mamba2', 'act_layer': 'gelu'}
+
+
+def _create_vmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> VMamba:
+    return build(VMamba, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+
+
+@register_model
+def vmamba_tiny_s1l8(pretrained: bool = False, **kwargs) -> VMamba:
+    """VMamba-T, inner width 1x: 30 M parameters."""
+    return _create_vmamba('vmamba_tiny_s1l8', pretrained, {'depths': (2, 2, 8, 2), 'dims': _TINY}, kwargs)
+
+
+@register_model
+def vmamba_small_s1l20(pretrained: bool = False, **kwargs) -> VMamba:
+    """Small, inner width 1x: 49 M parameters."""
+    return _create_vmamba('vmamba_small_s1l20', pretrained, {'depths': (2, 2, 20, 2), 'dims': _TINY}, kwargs)
+
+
+@register_model
+def vmamba_base_s1l20(pretrained: bool = False, **kwargs) -> VMamba:
+    """Base, inner width 1x: 87 M parameters."""
+    return _create_vmamba('vmamba_base_s1l20', pretrained, {'depths': (2, 2, 20, 2), 'dims': _BASE}, kwargs)
+
+
+@register_model
+def vmamba_tiny_s2l5(pretrained: bool = False, **kwargs) -> VMamba:
+    """Tiny, inner width 2x: 31 M parameters."""
+    return _create_vmamba(
+        'vmamba_tiny_s2l5', pretrained, {'depths': (2, 2, 5, 2), 'dims': _TINY, 'expand': 2.0}, kwargs
+    )
+
+
+@register_model
+def vmamba_small_s2l15(pretrained: bool = False, **kwargs) -> VMamba:
+    """VMamba-S, inner width 2x: 50 M parameters."""
+    return _create_vmamba(
+        'vmamba_small_s2l15', pretrained, {'depths': (2, 2, 15, 2), 'dims': _TINY, 'expand': 2.0}, kwargs
+    )
+
+
+@register_model
+def vmamba_base_s2l15(pretrained: bool = False, **kwargs) -> VMamba:
+    """VMamba-B, inner width 2x: 89 M parameters."""
+    return _create_vmamba(
+        'vmamba_base_s2l15', pretrained, {'depths': (2, 2, 15, 2), 'dims': _BASE, 'expand': 2.0}, kwargs
+    )
+
+
+@register_model
+def vmamba_vanilla_tiny(pretrained: bool = False, **kwargs) -> VMamba:
+    """First release, tiny: 23 M parameters."""
+    return _create_vmamba(
+        'vmamba_vanilla_tiny', pretrained, {'depths': (2, 2, 9, 2), 'dims': _TINY, **_VANILLA}, kwargs
+    )
+
+
+@register_model
+def vmamba_vanilla_small(pretrained: bool = False, **kwargs) -> VMamba:
+    """First release, small: 44 M parameters."""
+    return _create_vmamba(
+        'vmamba_vanilla_small', pretrained, {'depths': (2, 2, 27, 2), 'dims': _TINY, **_VANILLA}, kwargs
+    )
+
+
+@register_model
+def vmamba_vanilla_base(pretrained: bool = False, **kwargs) -> VMamba:
+    """First release, base: 76 M parameters."""
+    return _create_vmamba(
+        'vmamba_vanilla_base', pretrained, {'depths': (2, 2, 27, 2), 'dims': _BASE, **_VANILLA}, kwargs
+    )
+
+
+@register_model
+def vmamba_tiny_m2(pretrained: bool = False, **kwargs) -> VMamba:
+    """Mamba-2 form, tiny; no published weights."""
+    return _create_vmamba('vmamba_tiny_m2', pretrained, {'depths': (2, 2, 4, 2), 'dims': _TINY, **_M2}, kwargs)
+
+
+@register_model
+def vmamba_small_m2(pretrained: bool = False, **kwargs) -> VMamba:
+    """Mamba-2 form, small; no published weights."""
+    return _create_vmamba('vmamba_small_m2', pretrained, {'depths': (2, 2, 12, 2), 'dims': _TINY, **_M2}, kwargs)
+
+
+@register_model
+def vmamba_base_m2(pretrained: bool = False, **kwargs) -> VMamba:
+    """Mamba-2 form, base; no published weights."""
+    return _create_vmamba('vmamba_base_m2', pretrained, {'depths': (2, 2, 12, 2), 'dims': _BASE, **_M2}, kwargs)
+
+
+@register_model
+def vmamba_nano(pretrained: bool = False, **kwargs) -> VMamba:
+    """Not of the paper: trains on a CPU in minutes (for small images give `patch_size=2` or 1)."""
+    return _create_vmamba('vmamba_nano', pretrained, {'depths': (1, 1, 2, 1), 'dims': (32, 64, 128, 256)}, kwargs)
+
+
+@register_model
+def test_vmamba(pretrained: bool = False, **kwargs) -> VMamba:
+    """For tests: under 1 M parameters."""
+    return _create_vmamba('test_vmamba', pretrained, {'depths': (1, 1, 2, 1), 'dims': (16, 32, 64, 128)}, kwargs)
