@@ -157,13 +157,13 @@ def register_scan(
         ...     return np.concatenate([grid[1::2].ravel(), grid[::2].ravel()])
     """
     offered = (directions,) if isinstance(directions, int) else tuple(directions)
-    any_directions = len(offered) > 1 and offered[-1] is ...
-    counts = offered[:-1] if any_directions else offered
+    any_directions = offered[-1:] == (...,)
+    counts = tuple(count for count in offered if isinstance(count, int))
     if not name.isidentifier():
         raise ValueError(f'scan name {name!r} is not an identifier')
     if name in _STRATEGIES:
         raise ValueError(f'scan {name!r} is registered already; choose another name')
-    if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
+    if not counts or min(counts) < 1 or len(counts) + any_directions != len(offered):
         raise ValueError(f'directions is {directions!r}; allowed are integers from 1, the default first')
     if neighbours not in (0, 4, 8):
         raise ValueError(f'neighbours is {neighbours!r}; allowed are 0, 4 and 8')
