@@ -108,7 +108,7 @@ def _vmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
 
 def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
     size = meta['kwargs'].get('img_size')
-    return f'vim_{match["size"]}_patch16_{match["stride"]}224', {'img_size': tuple(size)} if size else {}
+    return f'vim_{match["size"]}_patch16_{match["stride"] or ""}224', {'img_size': tuple(size)} if size else {}
 
 
 FAMILIES = (

@@ -1,6 +1,7 @@
 """Modules that several families are built from."""
 
 from .embed import ConvDownsample, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
+from .mamba import MambaBlock, MambaMixer, StreamNorm
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
@@ -8,11 +9,14 @@ from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_b
 __all__ = [
     'SS2D',
     'ConvDownsample',
+    'MambaBlock',
+    'MambaMixer',
     'OverlapStem',
     'PatchStem',
     'ScanSpec',
     'ScanningModule',
     'SelectiveSSM',
+    'StreamNorm',
     'StridedPatchEmbed',
     'at_least_fp32',
     'change_scan',

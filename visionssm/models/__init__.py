@@ -1,3 +1,4 @@
 """Every model family; importing registers them with timm."""
 
+from . import vim as vim
 from . import vmamba as vmamba

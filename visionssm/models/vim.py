@@ -1,0 +1,363 @@
+"""Vision Mamba (Vim), https://arxiv.org/abs/2401.09417 (ICML 2024).
+
+Official: https://github.com/hustvl/Vim at dd0358ad1e42701f22afbefa0717cc8825cf9f45, Apache-2.0.
+
+Kept, as the published weights depend on it: the class token stands in the middle of the sequence, and the average over
+directions. Kept for training: directions after the first start with torch's default step projection and a zero bias.
+Fixed: position embeddings are resampled around the middle class token (upstream cuts row 0 instead and leaves the class
+row in the grid), and any image size works, rectangles included (upstream asserts one size).
+"""
+
+import math
+import re
+
+import torch
+from timm.layers import (
+    calculate_drop_path_rates,
+    lecun_normal_,
+    register_notrace_function,
+    resample_abs_pos_embed,
+    trunc_normal_,
+)
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
+from visionssm.scans import ScanOrder, get_scan, scan_order
+
+from ._base import Isotropic
+from ._timm import build, cfg, record_args
+
+__all__ = ['Vim']
+
+torch.fx.wrap('at_least_fp32')
+torch.fx.wrap('check_image_size')
+torch.fx.wrap('scan_order')
+
+
+@torch.fx.wrap
+@register_notrace_function
+def resample_pos_embed(pos_embed: Tensor, new_size: list[int], old_size: list[int]) -> Tensor:
+    """Resize position embeddings whose middle row belongs to the class token; that row stays as it is.
+
+    Args:
+        pos_embed: (1, M + 1, D), the class row at M // 2.
+        new_size: Grid wanted.
+        old_size: Grid that the rows are for, M tokens.
+
+    Returns:
+        (1, M' + 1, D), the class row at M' // 2; bicubic, without antialiasing.
+    """
+    middle = (pos_embed.shape[1] - 1) // 2
+    rows = torch.cat([pos_embed[:, :middle], pos_embed[:, middle + 1 :]], 1)
+    rows = resample_abs_pos_embed(rows, new_size, old_size, 0, 'bicubic', False)
+    new_middle = new_size[0] * new_size[1] // 2
+    return torch.cat([rows[:, :new_middle], pos_embed[:, middle : middle + 1], rows[:, new_middle:]], 1)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def insert_token(order: Tensor, position: int, mirrored: list[bool]) -> Tensor:
+    """Visiting orders of the patches to those of the sequence with a class token.
+
+    Args:
+        order: Patches as visited, (K, T).
+        position: Where the token stands in the sequence.
+        mirrored: For each direction, whether it is an earlier one backwards: then it meets the token as many steps from
+            its end as that one from its start, and stays that one backwards.
+
+    Returns:
+        (K, T + 1); the token is visited at step T // 2.
+    """
+    half = order.shape[1] // 2
+    order = order + (order >= position).to(order.dtype)
+    token = torch.full_like(order[0, :1], position)
+    walks = []
+    for k, backwards in enumerate(mirrored):
+        step = order.shape[1] - half if backwards else half
+        walks.append(torch.cat([order[k, :step], token, order[k, step:]]))
+    return torch.stack(walks)
+
+
+def _mirrored(order: ScanOrder) -> list[bool]:
+    """Which directions are an earlier one backwards; the same at every size, so any grid tells."""
+    table = order.table(5, 7)
+    return [any((table[k] == table[j, ::-1]).all() for j in range(k)) for k in range(order.directions)]
+
+
+class Vim(Isotropic):
+    """Vision Mamba: patches with a class token in their middle, Mamba blocks that scan both ways.
+
+    Args:
+        img_size: Image size (one side, or height and width) that the position embeddings are for.
+        patch_size: Side of a patch.
+        stride: Distance between patches; None: `patch_size`.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: 'token' (class token), 'avg' (mean of the patches) or '' (all tokens).
+        embed_dim: Channels.
+        depth: Blocks.
+        d_state: States N per channel.
+        d_conv: Width of the causal convolution.
+        expand: Inner channels of the mixer over `embed_dim`.
+        scan: Scan order of the patches: name, dict, JSON string or `ScanOrder`. If it does not offer two directions,
+            the model has as many sets of scan parameters as it has directions. The class token is met half-way.
+        dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the position embedding.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    POOLS = ('token', 'avg', '')
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'token',
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2.0,
+        scan: ScanSpec = 'bidirectional',
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        stride = patch_size if stride is None else stride
+        super().__init__(embed_dim, depth, stride, in_chans, num_classes, global_pool)
+        dd = {'device': device, 'dtype': dtype}
+        order = get_scan(scan, 2)
+        self.scan_directions = order.directions
+        self.scan = order.to_json()
+        self.mirrored = _mirrored(order)
+        self.patch_size = patch_size
+        self.dynamic_img_size = dynamic_img_size
+        self.patch_embed = StridedPatchEmbed(img_size, patch_size, stride, in_chans, embed_dim, **dd)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        # upstream drops the branch that comes into the next block; the schedule is the plain one
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(MambaBlock(embed_dim, rate, mixer_args, **dd) for rate in rates)
+        self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._make_head(num_classes, device, dtype)
+        self._init_weights()
+
+    @torch.jit.ignore
+    def _init_weights(self) -> None:
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+        lecun_normal_(self.patch_embed.proj.weight)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        if isinstance(self.head, nn.Linear):
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        for block in self.blocks:
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                block.mixer.out_proj.weight /= math.sqrt(len(self.blocks))
+            for direction in block.mixer.directions[1:]:
+                direction.dt_proj.reset_parameters()
+                nn.init.zeros_(direction.dt_proj.bias)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
+        x = self.patch_embed(x)
+        batch, height, width, _ = x.shape
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            pos_embed = resample_pos_embed(pos_embed, [height, width], self.patch_embed.grid_size)
+        middle = height * width // 2
+        x = x.flatten(1, 2)
+        x = torch.cat([x[:, :middle], self.cls_token.expand(batch, -1, -1), x[:, middle:]], 1) + pos_embed
+        order = insert_token(scan_order(self.scan, height, width, x), middle, self.mirrored)
+        return at_least_fp32(self.pos_drop(x)), order
+
+    def _pool(self, x: Tensor) -> Tensor:
+        middle = (x.shape[1] - 1) // 2
+        if self.global_pool == 'token':
+            x = x[:, middle]
+        elif self.global_pool == 'avg':
+            x = torch.cat([x[:, :middle], x[:, middle + 1 :]], 1).mean(1)
+        return x
+
+    @torch.jit.ignore
+    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
+        middle = (x.shape[1] - 1) // 2
+        return torch.cat([x[:, :middle], x[:, middle + 1 :]], 1).unflatten(1, (height, width))
+
+    @torch.jit.ignore
+    def set_scan(self, scan: ScanSpec) -> None:
+        """Walk along another scan order with as many directions; the weights stay as they are.
+
+        Args:
+            scan: Name, dict, JSON string or `ScanOrder`.
+
+        Raises:
+            ValueError: If the order is unknown or has another number of directions.
+        """
+        super().set_scan(scan)
+        self.mirrored = _mirrored(get_scan(self.scan))
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make the model for images of another size: position embeddings are resampled and stay parameters.
+
+        Raises:
+            ValueError: If the image is smaller than a patch.
+        """
+        old = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        resampled = resample_pos_embed(self.pos_embed.detach(), self.patch_embed.grid_size, old)
+        self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
+        record_args(self, img_size=self.patch_embed.img_size)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """What upstream exempts beside 1-D parameters and biases, which timm's rule covers.
+
+        `A_log` is decayed there: the marks that upstream sets on it are not read.
+        """
+        return {'pos_embed', 'cls_token'}
+
+
+_RENAMES = [
+    (r'^backbone\.', ''),
+    (r'^layers\.', 'blocks.'),
+    (r'^norm_f\.', 'norm.'),
+    (r'\.mixer\.A_b_log$', '.mixer.directions.1.A_log'),
+    (r'\.mixer\.D_b$', '.mixer.directions.1.D'),
+    (r'\.mixer\.(conv1d|x_proj|dt_proj)_b\.', r'.mixer.directions.1.\1.'),
+    (r'\.mixer\.(A_log|D)$', r'.mixer.directions.0.\1'),
+    (r'\.mixer\.(conv1d|x_proj|dt_proj)\.', r'.mixer.directions.0.\1.'),
+]
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Vim) -> dict[str, Tensor]:
+    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+    Raises:
+        ValueError: If the grid that the position embeddings are for is not known.
+    """
+    if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
+        renamed = {}
+        for name, x in state_dict.items():
+            for pattern, new in _RENAMES:
+                name = re.sub(pattern, new, name)
+            renamed[name] = x
+        state_dict = renamed
+    pos_embed = state_dict.get('pos_embed')
+    if pos_embed is not None and pos_embed.ndim == 3:
+        old, new = _source_grid(pos_embed.shape[1] - 1, model), model.patch_embed.grid_size
+        if old != new:
+            state_dict = {**state_dict, 'pos_embed': resample_pos_embed(pos_embed, new, old)}
+    return state_dict
+
+
+def _source_grid(tokens: int, model: Vim) -> tuple[int, int]:
+    embed = model.patch_embed
+    size = getattr(model, 'pretrained_model_args', {}).get('img_size')  # of a saved model, from its config
+    if size is not None:
+        grid = embed.dynamic_feat_size((size, size) if isinstance(size, int) else tuple(size))
+        if grid[0] * grid[1] == tokens:
+            return grid
+    if embed.num_patches == tokens:
+        return embed.grid_size
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"pos_embed has {tokens} patches: not the model's {embed.num_patches}, and no square grid")
+    return side, side
+
+
+def _cfg(**kwargs) -> dict:
+    return cfg(
+        **{
+            'fixed_input_size': True,
+            'first_conv': 'patch_embed.proj',
+            'classifier': 'head',
+            'license': 'apache-2.0',
+            'origin_url': 'https://github.com/hustvl/Vim',
+            'paper_ids': 'arXiv:2401.09417',
+            'paper_name': 'Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model',
+            **kwargs,
+        }
+    )
+
+
+_CARD = 'the model card says apache-2.0 in its metadata and "Non-commercial license" in its text'
+
+
+def _hub(size: str, file: str, top1: float) -> dict:
+    return _cfg(hf_hub_id=f'hustvl/Vim-{size}-midclstok', hf_hub_filename=file, top1=top1, notes=(_CARD,))
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'vim_tiny_patch16_224.in1k': _hub('tiny', 'vim_t_midclstok_76p1acc.pth', 76.1),
+        'vim_small_patch16_224.in1k': _hub('small', 'vim_s_midclstok_80p5acc.pth', 80.5),
+        'vim_base_patch16_224.in1k': _hub('base', 'vim_b_midclstok_81p9acc.pth', 81.9),
+        'vim_tiny_patch16_stride8_224.in1k': _hub('tiny', 'vim_t_midclstok_ft_78p3acc.pth', 78.3),
+        'vim_small_patch16_stride8_224.in1k': _hub('small', 'vim_s_midclstok_ft_81p6acc.pth', 81.6),
+        'vim_nano': _cfg(),
+        'test_vim': _cfg(input_size=(3, 96, 96)),
+    }
+)
+
+
+def _create_vim(variant: str, pretrained: bool, args: dict, kwargs: dict) -> Vim:
+    return build(Vim, variant, pretrained, checkpoint_filter_fn, out_indices=3, **{**args, **kwargs})
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs) -> Vim:
+    """Vim-Ti: 7 M parameters."""
+    return _create_vim('vim_tiny_patch16_224', pretrained, {'embed_dim': 192}, kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs) -> Vim:
+    """Vim-S: 26 M parameters."""
+    return _create_vim('vim_small_patch16_224', pretrained, {'embed_dim': 384}, kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs) -> Vim:
+    """Vim-B: 98 M parameters."""
+    return _create_vim('vim_base_patch16_224', pretrained, {'embed_dim': 768}, kwargs)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs) -> Vim:
+    """Vim-Ti+: patches every 8 pixels, 730 tokens, fine-tuned from Vim-Ti."""
+    return _create_vim('vim_tiny_patch16_stride8_224', pretrained, {'embed_dim': 192, 'stride': 8}, kwargs)
+
+
+@register_model
+def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs) -> Vim:
+    """Vim-S+: patches every 8 pixels, 730 tokens, fine-tuned from Vim-S."""
+    return _create_vim('vim_small_patch16_stride8_224', pretrained, {'embed_dim': 384, 'stride': 8}, kwargs)
+
+
+@register_model
+def vim_nano(pretrained: bool = False, **kwargs) -> Vim:
+    """Not of the paper: trains on a CPU in minutes (for small images give `img_size=32, patch_size=4`)."""
+    return _create_vim('vim_nano', pretrained, {'embed_dim': 96, 'depth': 6}, kwargs)
+
+
+@register_model
+def test_vim(pretrained: bool = False, **kwargs) -> Vim:
+    """For tests: under 1 M parameters."""
+    return _create_vim('test_vim', pretrained, {'embed_dim': 64, 'depth': 4}, kwargs)
