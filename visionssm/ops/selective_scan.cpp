@@ -15,6 +15,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define W 16
@@ -36,7 +40,8 @@ typedef _Float16 vf16 __attribute__((vector_size(W * 2)));
 #define HAS_FP16 0
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE static INLINE_MEMBER
 
 enum { FP32 = 0, BF16 = 1, FP16 = 2 };
 enum { MERGED = 0, PER_DIRECTION = 1, PER_STEP = 2 };
@@ -76,6 +81,14 @@ INLINE void store_part(float *p, vf v, int64_t n) {
   float lanes[W];
   store(lanes, v);
   for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
+}
+
+INLINE float lane_sum(const float *p) {
+  float lanes[W];
+  memcpy(lanes, p, sizeof lanes);
+  for (int width = W / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 INLINE vf from_half(vh bits, int64_t dtype) {
@@ -271,57 +284,79 @@ struct Scratch {
 
 // ---- one direction of one block -----------------------------------------------------------------------------------
 
-// What the inner loops need of direction k, image b, channels d0 .. d0 + n - 1.
+// What the inner loops need of direction k, image b, channels d0 .. d0 + n - 1. FAST: everything is fp32 and every
+// vector full, so that loads and stores are one instruction and not a choice.
+template <bool FAST>
 struct View {
   const Scan &s;
   int64_t k, b, d0, n;
   const int32_t *order, *params;
-  int64_t u_base, delta_base, z_base;
+  const void *u_rows, *delta_rows, *z_rows;
   const float *B, *C;
+  // element offset of this block in each array, and the step from token to token; copies, because a store through a
+  // pointer would make the compiler read the fields of `s` again
+  int64_t u_base, u_l, delta_base, delta_l, z_base, z_l, B_l, C_l;
+  int64_t out_base, out_p, out_t;      // arrays shaped like the output: row of step t at token p
+  int64_t du_base, du_p, dd_base, dd_p;  // contiguous gradients of u and delta
+  int64_t steps, dtype_, delta_dtype_;
 
   View(const Scan &s, int64_t k, int64_t b, int64_t d0, int64_t n) : s(s), k(k), b(b), d0(d0), n(n) {
     order = s.order ? s.order + k * s.steps : nullptr;
     params = s.param_order ? s.param_order + k * s.steps : order;
-    u_base = b * s.u_b + (s.u_per_dir ? k * s.u_k : 0) + d0;
-    delta_base = b * s.delta_b + k * s.delta_k + d0;
-    z_base = b * s.z_b + d0;
-    B = s.B + b * s.B_b + k * s.B_k;
-    C = s.C + b * s.C_b + k * s.C_k;
+    u_rows = s.u, delta_rows = s.delta, z_rows = s.z;
+    u_base = b * s.u_b + (s.u_per_dir ? k * s.u_k : 0) + d0, u_l = s.u_l;
+    delta_base = b * s.delta_b + k * s.delta_k + d0, delta_l = s.delta_l;
+    z_base = b * s.z_b + d0, z_l = s.z_l;
+    B = s.B + b * s.B_b + k * s.B_k, B_l = s.B_l;
+    C = s.C + b * s.C_b + k * s.C_k, C_l = s.C_l;
+    const int64_t wide = s.dirs * s.channels;  // a row with all directions
+    const bool merged = s.mode == MERGED, by_step = s.mode == PER_STEP;
+    out_base = b * (by_step ? s.steps : s.length) * (merged ? s.channels : wide) + (merged ? 0 : k * s.channels) + d0;
+    out_p = merged ? s.channels : by_step ? 0 : wide;
+    out_t = by_step ? wide : 0;
+    dd_base = b * s.length * wide + k * s.channels + d0, dd_p = wide;
+    du_base = s.u_per_dir ? dd_base : b * s.length * s.channels + d0, du_p = s.u_per_dir ? wide : s.channels;
+    steps = s.steps, dtype_ = s.dtype, delta_dtype_ = s.delta_dtype;
   }
-  int64_t token(int64_t t) const { return order ? order[t] : t; }
-  int64_t param_token(int64_t t) const { return params ? params[t] : t; }
-  vf u(int64_t p, int64_t v, int64_t lanes) const { return load_any(s.u, u_base + p * s.u_l + v * W, s.dtype, lanes); }
-  vf delta(int64_t q, int64_t v, int64_t lanes) const {
-    return load_any(s.delta, delta_base + q * s.delta_l + v * W, s.delta_dtype, lanes);
+  INLINE_MEMBER int64_t token(int64_t t) const { return order ? order[t] : t; }
+  INLINE_MEMBER int64_t param_token(int64_t t) const { return params ? params[t] : t; }
+  INLINE_MEMBER int64_t lanes(int64_t v = 0) const { return FAST || n - v * W >= W ? W : n - v * W; }
+  INLINE_MEMBER int64_t dtype() const { return FAST ? (int64_t)FP32 : dtype_; }
+  INLINE_MEMBER vf u(int64_t p, int64_t v = 0) const { return load_any(u_rows, u_base + p * u_l + v * W, dtype(), lanes(v)); }
+  INLINE_MEMBER vf delta(int64_t q, int64_t v = 0) const {
+    return load_any(delta_rows, delta_base + q * delta_l + v * W, FAST ? (int64_t)FP32 : delta_dtype_, lanes(v));
   }
-  vf z(int64_t p, int64_t v, int64_t lanes) const { return load_any(s.z, z_base + p * s.z_l + v * W, s.dtype, lanes); }
-  vf per_channel(const float *x, int64_t v, int64_t lanes) const {
-    return x ? load_part(x + k * s.channels + d0 + v * W, lanes) : vf{};
+  INLINE_MEMBER vf z(int64_t p, int64_t v = 0) const { return load_any(z_rows, z_base + p * z_l + v * W, dtype(), lanes(v)); }
+  // ask for the rows of a step to come: hardware does not foresee an order
+  INLINE_MEMBER void prefetch(int64_t t) const {
+    if (!FAST || t >= steps) return;
+    __builtin_prefetch((const float *)u_rows + u_base + token(t) * u_l);
+    __builtin_prefetch((const float *)delta_rows + delta_base + param_token(t) * delta_l);
+  }
+  vf per_channel(const float *x, int64_t v = 0) const {
+    return x ? load_part(x + k * s.channels + d0 + v * W, lanes(v)) : vf{};
   }
   // A * log2(e) by state: (N or 1, W)
-  void decay_rates(float *rates, int64_t v, int64_t lanes) const {
+  void decay_rates(float *rates, int64_t v = 0) const {
     int64_t count = s.scalar_decay ? 1 : s.states;
     for (int64_t j = 0; j < count; j++) {
       float lane[W] = {};
-      for (int64_t i = 0; i < lanes; i++) lane[i] = s.A[(k * s.channels + d0 + v * W + i) * count + j] * LOG2E;
+      for (int64_t i = 0; i < lanes(v); i++) lane[i] = s.A[(k * s.channels + d0 + v * W + i) * count + j] * LOG2E;
       memcpy(rates + j * W, lane, sizeof lane);
     }
   }
   // the skip weights, NaN where a decay rate is NaN: exp2v would lose it
-  vf skip(const float *rates, int64_t v, int64_t lanes) const {
-    vf d = per_channel(s.D, v, lanes);
+  vf skip(const float *rates, int64_t v = 0) const {
+    vf d = per_channel(s.D, v);
     for (int64_t j = 0; j < (s.scalar_decay ? 1 : s.states); j++) d += load(rates + j * W) * 0.0f;
     return d;
   }
-  // row of an output-shaped array that step t at token p belongs to
-  int64_t out_row(int64_t t, int64_t p) const {
-    if (s.mode == MERGED) return (b * s.length + p) * s.channels + d0;
-    int64_t rows = s.mode == PER_STEP ? s.steps : s.length;
-    return ((b * rows + (s.mode == PER_STEP ? t : p)) * s.dirs + k) * s.channels + d0;
-  }
+  INLINE_MEMBER int64_t out_row(int64_t t, int64_t p) const { return out_base + p * out_p + t * out_t; }
 };
 
-INLINE int64_t lanes_of(int64_t n, int64_t v) { return n - v * W < W ? n - v * W : W; }
+static bool is_fast(const Scan &s, int64_t n) { return s.dtype == FP32 && s.delta_dtype == FP32 && n % W == 0; }
+
+static const int64_t AHEAD = 8;  // steps between asking for a row and needing it
 
 // Where the outputs of a block go: straight to `out`, or, for half precision with several adds, to fp32 rows first.
 struct Sink {
@@ -330,8 +365,10 @@ struct Sink {
   int64_t stride;
   bool add, gate;
 
-  inline __attribute__((always_inline)) void put(const View &view, int64_t t, int64_t p, int64_t v, int64_t lanes, vf y) const {
-    if (rows) {
+  template <bool FAST>
+  INLINE_MEMBER void put(const View<FAST> &view, int64_t t, int64_t p, int64_t v, vf y) const {
+    const int64_t lanes = view.lanes(v);
+    if (!FAST && rows) {
       float *row = rows + p * stride + v * W;
       store_part(row, add ? load_part(row, lanes) + y : y, lanes);
       return;
@@ -339,38 +376,37 @@ struct Sink {
     int64_t at = view.out_row(t, p) + v * W;
     if (add) y += load_part((float *)s.out + at, lanes);
     if (gate) {
-      vf z = view.z(p, v, lanes);
+      vf z = view.z(p, v);
       y *= z * sigmoid(z);
     }
-    store_any(s.out, at, y, s.dtype, lanes);
+    store_any(s.out, at, y, view.dtype(), lanes);
   }
 };
 
 // NS: states known at compile time, or 0; NV: vectors of channels side by side.
-template <int NS, int NV>
-static void scan_direction(const View &view, const Sink &sink, float *scratch) {
+template <int NS, int NV, bool FAST>
+static void scan_direction(const View<FAST> view, const Sink &sink, float *scratch) {
   const Scan &s = view.s;
   const int64_t N = NS ? NS : s.states;
   float *rates = scratch;               // (NV, N or 1, W)
   float *dynamic = rates + NV * N * W;  // (NV, N, W) states, if N is not known
   vf local[NS ? NS * NV : 1], skip[NV], bias[NV];
   for (int v = 0; v < NV; v++) {
-    int64_t lanes = lanes_of(view.n, v);
-    view.decay_rates(rates + v * N * W, v, lanes);
-    skip[v] = view.skip(rates + v * N * W, v, lanes);
-    bias[v] = view.per_channel(s.bias, v, lanes);
+    view.decay_rates(rates + v * N * W, v);
+    skip[v] = view.skip(rates + v * N * W, v);
+    bias[v] = view.per_channel(s.bias, v);
   }
   for (int i = 0; i < (NS ? NS * NV : 0); i++) local[i] = vf{};
   if (!NS) memset(dynamic, 0, sizeof(float) * N * NV * W);
 
   for (int64_t t = 0; t < s.steps; t++) {
     const int64_t p = view.token(t), q = view.param_token(t);
-    const float *Bq = view.B + q * s.B_l, *Cq = view.C + q * s.C_l;
+    const float *Bq = view.B + q * view.B_l, *Cq = view.C + q * view.C_l;
+    view.prefetch(t + AHEAD);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; v++) {
-      const int64_t lanes = lanes_of(view.n, v);
-      vf u = view.u(p, v, lanes);
-      vf dt = view.delta(q, v, lanes) + bias[v];
+      vf u = view.u(p, v);
+      vf dt = view.delta(q, v) + bias[v];
       if (s.softplus) dt = softplus(dt, nullptr);
       vf du = dt * u, y = skip[v] * u;
       const float *rate = rates + v * N * W;
@@ -391,7 +427,7 @@ static void scan_direction(const View &view, const Sink &sink, float *scratch) {
           y += h * Cq[j];
         }
       }
-      sink.put(view, t, p, v, lanes, y);
+      sink.put(view, t, p, v, y);
     }
   }
   if (s.last_state) {
@@ -399,27 +435,28 @@ static void scan_direction(const View &view, const Sink &sink, float *scratch) {
       for (int64_t j = 0; j < N; j++) {
         float lane[W];
         store(lane, NS ? local[NS ? v * NS + j : 0] : load(dynamic + (v * N + j) * W));
-        for (int64_t i = 0; i < lanes_of(view.n, v); i++)
+        for (int64_t i = 0; i < view.lanes(v); i++)
           s.last_state[((view.b * s.dirs + view.k) * s.channels + view.d0 + v * W + i) * N + j] = lane[i];
       }
   }
 }
 
 // The same with LBMamba's local backward scan, window by window: one vector of channels, any N.
-static void scan_direction_local(const View &view, const Sink &sink, float *scratch) {
+template <bool FAST>
+static void scan_direction_local(const View<FAST> &view, const Sink &sink, float *scratch) {
   const Scan &s = view.s;
-  const int64_t N = s.states, lanes = view.n, w = s.window;
+  const int64_t N = s.states, w = s.window;
   float *rates = scratch, *h = rates + N * W, *a = h + N * W, *b = a + w * N * W, *hs = b + w * N * W;
   float *ys = hs + w * N * W, *r = ys + w * W;
-  view.decay_rates(rates, 0, lanes);
-  const vf skip = view.skip(rates, 0, lanes), bias = view.per_channel(s.bias, 0, lanes);
+  view.decay_rates(rates);
+  const vf skip = view.skip(rates), bias = view.per_channel(s.bias);
   memset(h, 0, sizeof(float) * N * W);
   for (int64_t start = 0; start < s.steps; start += w) {
     const int64_t run = s.steps - start < w ? s.steps - start : w;
     for (int64_t i = 0; i < run; i++) {
       const int64_t p = view.token(start + i), q = view.param_token(start + i);
-      const float *Bq = view.B + q * s.B_l;
-      vf u = view.u(p, 0, lanes), dt = view.delta(q, 0, lanes) + bias;
+      const float *Bq = view.B + q * view.B_l;
+      vf u = view.u(p), dt = view.delta(q) + bias;
       if (s.softplus) dt = softplus(dt, nullptr);
       vf du = dt * u;
       store(ys + i * W, skip * u);
@@ -436,7 +473,7 @@ static void scan_direction_local(const View &view, const Sink &sink, float *scra
     memset(r, 0, sizeof(float) * N * W);
     for (int64_t i = run - 1; i >= 0; i--) {
       const int64_t p = view.token(start + i), q = view.param_token(start + i);
-      const float *Cq = view.C + q * s.C_l;
+      const float *Cq = view.C + q * view.C_l;
       vf y = load(ys + i * W);
       for (int64_t j = 0; j < N; j++) {
         const int64_t at = (i * N + j) * W;
@@ -444,12 +481,12 @@ static void scan_direction_local(const View &view, const Sink &sink, float *scra
         y += (load(hs + at) + ahead) * Cq[j];
         store(r + j * W, ahead + load(b + at));
       }
-      sink.put(view, start + i, p, 0, lanes, y);
+      sink.put(view, start + i, p, 0, y);
     }
   }
   if (s.last_state)
     for (int64_t j = 0; j < N; j++)
-      for (int64_t i = 0; i < lanes; i++)
+      for (int64_t i = 0; i < view.n; i++)
         s.last_state[((view.b * s.dirs + view.k) * s.channels + view.d0 + i) * N + j] = h[j * W + i];
 }
 
@@ -457,6 +494,23 @@ static size_t forward_scratch(const Scan &s, int64_t vectors) {
   size_t floats = 2 * s.states * W * vectors;
   if (s.window) floats += (3 * s.window + 1) * s.states * W + s.window * W;
   return floats + s.length * vectors * W;  // fp32 rows
+}
+
+template <bool FAST>
+static void forward_direction(const View<FAST> &view, const Sink &sink, int64_t vectors, float *scratch) {
+  const Scan &s = view.s;
+  if (s.window)
+    scan_direction_local(view, sink, scratch);
+  else if (s.states == 1 && vectors == 4)
+    scan_direction<1, 4>(view, sink, scratch);
+  else if (s.states == 1 && vectors == 2)
+    scan_direction<1, 2>(view, sink, scratch);
+  else if (s.states == 1)
+    scan_direction<1, 1>(view, sink, scratch);
+  else if (s.states == 16 && !s.scalar_decay)
+    scan_direction<16, 1>(view, sink, scratch);
+  else
+    scan_direction<0, 1>(view, sink, scratch);
 }
 
 static void forward_item(const Job &job, int64_t item, float *scratch) {
@@ -467,7 +521,7 @@ static void forward_item(const Job &job, int64_t item, float *scratch) {
   const int64_t vectors = (n + W - 1) / W;
   float *rows = scratch + forward_scratch(s, job.width / W) - s.length * job.width;
   for (int64_t k = 0; k < s.dirs; k++) {
-    View view(s, k, b, d0, n);
+    View<false> view(s, k, b, d0, n);
     // rows that are written exactly once are stored; others start from 0 and are added to
     const bool fresh = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == 0) && job.once[k]);
     const bool complete = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == s.dirs - 1) && job.once[k]);
@@ -479,28 +533,18 @@ static void forward_item(const Job &job, int64_t item, float *scratch) {
         memset(row, 0, sizeof(float) * n);
       }
     }
-    if (s.window)
-      scan_direction_local(view, sink, scratch);
-    else if (s.states == 1 && vectors == 4)
-      scan_direction<1, 4>(view, sink, scratch);
-    else if (s.states == 1 && vectors == 3)
-      scan_direction<1, 3>(view, sink, scratch);
-    else if (s.states == 1 && vectors == 2)
-      scan_direction<1, 2>(view, sink, scratch);
-    else if (s.states == 1)
-      scan_direction<1, 1>(view, sink, scratch);
-    else if (s.states == 16 && !s.scalar_decay)
-      scan_direction<16, 1>(view, sink, scratch);
+    if (is_fast(s, n))
+      forward_direction(View<true>(s, k, b, d0, n), sink, vectors, scratch);
     else
-      scan_direction<0, 1>(view, sink, scratch);
+      forward_direction(view, sink, vectors, scratch);
     const bool last = s.mode == PER_DIRECTION || k == s.dirs - 1;
     if (last && s.mode != PER_STEP && (!direct || (s.z && !complete))) {  // gate and convert what was added up
       for (int64_t p = 0; p < s.length; p++)
         for (int64_t v = 0; v < vectors; v++) {
-          const int64_t lanes = lanes_of(n, v), at = view.out_row(0, p) + v * W;
+          const int64_t lanes = view.lanes(v), at = view.out_row(0, p) + v * W;
           vf y = load_part(direct ? (float *)s.out + at : rows + p * job.width + v * W, lanes);
           if (s.z) {
-            vf z = view.z(p, v, lanes);
+            vf z = view.z(p, v);
             y *= z * sigmoid(z);
           }
           store_any(s.out, at, y, s.dtype, lanes);
@@ -528,7 +572,7 @@ struct Plan {
   size_t starts, carry, a, h, read, r, q, dt, slope, dB, dC, dA, total;  // offsets into scratch, in floats
 };
 
-static const int64_t CHUNK_FLOATS = 1 << 18;  // 1 MiB: about one core's L2
+static const int64_t CHUNK_FLOATS = 1 << 16;  // 256 KiB: well inside one core's L2
 
 static Plan backward_plan(const Scan &s, int64_t blocks) {
   const int64_t N = s.states, per_step = ((s.window ? 7 : 4) * N + 2) * W;
@@ -566,18 +610,19 @@ static Plan backward_plan(const Scan &s, int64_t blocks) {
 }
 
 // Forward over steps [t0, t1) from `state`, which ends as the last state; `keep`: also store decays, states, dt.
-template <int NS>
-static void recompute(const View &view, const float *rates, vf bias, int64_t t0, int64_t t1, float *state, float *a,
+template <int NS, bool FAST>
+static void recompute(const View<FAST> view, const float *rates, vf bias, int64_t t0, int64_t t1, float *state, float *a,
                       float *h, float *dts, float *slopes) {
   const Scan &s = view.s;
-  const int64_t N = NS ? NS : s.states, lanes = view.n;
+  const int64_t N = NS ? NS : s.states;
   vf local[NS ? NS : 1];
   for (int j = 0; j < NS; j++) local[j] = load(state + j * W);
   if (h) memcpy(h, state, sizeof(float) * N * W);
   for (int64_t t = t0; t < t1; t++) {
     const int64_t p = view.token(t), q = view.param_token(t), i = t - t0;
-    const float *Bq = view.B + q * s.B_l;
-    vf u = view.u(p, 0, lanes), dt = view.delta(q, 0, lanes) + bias, slope = splat(1.0f);
+    const float *Bq = view.B + q * view.B_l;
+    view.prefetch(t + AHEAD);
+    vf u = view.u(p), dt = view.delta(q) + bias, slope = splat(1.0f);
     if (s.softplus) dt = softplus(dt, h ? &slope : nullptr);
     vf du = dt * u;
     if (h) {
@@ -610,18 +655,21 @@ static void recompute(const View &view, const float *rates, vf bias, int64_t t0,
   for (int j = 0; j < NS; j++) store(state + j * W, local[j]);
 }
 
-INLINE vf output_grad(const View &view, int64_t t, int64_t p) {
-  return load_any(view.s.gout, view.out_row(t, p), view.s.dtype, view.n);
+template <bool FAST>
+INLINE vf output_grad(const View<FAST> &view, int64_t t, int64_t p) {
+  return load_any(view.s.gout, view.out_row(t, p), view.dtype(), view.lanes());
 }
-INLINE vf gated(const View &view, int64_t t, int64_t p) {
+template <bool FAST>
+INLINE vf gated(const View<FAST> &view, int64_t t, int64_t p) {
   vf g = output_grad(view, t, p);
   if (!view.s.z) return g;
-  vf z = view.z(p, 0, view.n);
+  vf z = view.z(p);
   return g * z * sigmoid(z);
 }
 
 // The local backward scan of a chunk: r[t+1] of every step, what the output reads, and the adjoint q.
-static void local_chunk(const View &view, const Plan &plan, int64_t t0, int64_t t1, float *m) {
+template <bool FAST>
+static void local_chunk(const View<FAST> &view, const Plan &plan, int64_t t0, int64_t t1, float *m) {
   const Scan &s = view.s;
   const int64_t N = s.states;
   float *a = m + plan.a, *h = m + plan.h + N * W, *read = m + plan.read, *r = m + plan.r, *q = m + plan.q;
@@ -630,11 +678,11 @@ static void local_chunk(const View &view, const Plan &plan, int64_t t0, int64_t 
     const int64_t end = start + s.window < t1 ? start + s.window : t1;
     for (int64_t t = end - 1; t >= start; t--) {
       const int64_t i = t - t0;
-      const float *Bq = view.B + view.param_token(t) * s.B_l;
+      const float *Bq = view.B + view.param_token(t) * view.B_l;
       // r of the step behind lies one row up: r[i] holds r[t+1]
       vf du = {};
-      if (t + 1 < end) du = load(dts + (i + 1) * W) * view.u(view.token(t + 1), 0, view.n);
-      const float *Bnext = t + 1 < end ? view.B + view.param_token(t + 1) * s.B_l : Bq;
+      if (t + 1 < end) du = load(dts + (i + 1) * W) * view.u(view.token(t + 1));
+      const float *Bnext = t + 1 < end ? view.B + view.param_token(t + 1) * view.B_l : Bq;
       for (int64_t j = 0; j < N; j++) {
         const int64_t at = (i * N + j) * W, next = at + N * W;
         vf ahead = {};
@@ -649,7 +697,7 @@ static void local_chunk(const View &view, const Plan &plan, int64_t t0, int64_t 
       const float *Cq = view.C;
       if (t > start) {
         dy = gated(view, t - 1, view.token(t - 1));
-        Cq = view.C + view.param_token(t - 1) * s.C_l;
+        Cq = view.C + view.param_token(t - 1) * view.C_l;
       }
       for (int64_t j = 0; j < N; j++) {
         const int64_t at = (i * N + j) * W, before = at - N * W;
@@ -663,25 +711,35 @@ INLINE void put_row(float *row, vf value, int64_t lanes, bool add) {
   store_part(row, add ? load_part(row, lanes) + value : value, lanes);
 }
 
-template <int NS, bool LOCAL>
-static void adjoint(const Job &job, const View &view, const Plan &plan, int64_t block, int64_t t0, int64_t t1,
+template <int NS, bool LOCAL, bool FAST>
+static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int64_t block, int64_t t0, int64_t t1,
                     const float *rates, float *m) {
   const Scan &s = view.s;
-  const int64_t N = NS ? NS : s.states, lanes = view.n;
+  const int64_t N = NS ? NS : s.states, lanes = view.lanes();
   const float *a = m + plan.a, *h = m + plan.h, *read = m + plan.read, *r = m + plan.r, *q = m + plan.q;
   float *dB = m + plan.dB, *dC = m + plan.dC, *carry = m + plan.carry + block * N * W;
   float *dA = m + plan.dA + block * (N + 2) * W, *dD = dA + N * W, *dbias = dD + W;
-  const vf skip = view.per_channel(s.D, 0, lanes);
+  const vf skip = view.per_channel(s.D);
   vf sum_D = load(dD), sum_bias = load(dbias);
   const bool add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
-  const bool add_delta = !job.params_once[view.k];
+  const bool add_delta = !job.params_once[view.k], gated = s.z, softplus = s.softplus, scalar = s.scalar_decay;
+  const int64_t channels = s.channels;
+  float *grad_u = s.du + view.du_base, *grad_delta = s.ddelta + view.dd_base;
+  float *grad_z = gated ? s.dz + view.b * s.length * channels + view.d0 : nullptr;
+  const float *dts = m + plan.dt, *slopes = m + plan.slope;
   for (int64_t t = t1 - 1; t >= t0; t--) {
+    if (FAST && t >= AHEAD) {
+      const int64_t soon = t - AHEAD, token = view.token(soon);
+      __builtin_prefetch((const float *)s.gout + view.out_row(soon, token));
+      __builtin_prefetch(grad_u + token * view.du_p, 1);
+      __builtin_prefetch(grad_delta + view.param_token(soon) * view.dd_p, 1);
+    }
     const int64_t i = t - t0, p = view.token(t), pq = view.param_token(t);
-    const float *Bq = view.B + pq * s.B_l, *Cq = view.C + pq * s.C_l;
-    const vf u = view.u(p, 0, lanes), dt = load(m + plan.dt + i * W), du = dt * u;
+    const float *Bq = view.B + pq * view.B_l, *Cq = view.C + pq * view.C_l;
+    const vf u = view.u(p), dt = load(dts + i * W), du = dt * u;
     vf g = output_grad(view, t, p), dy = g, z = {}, gate = {};
-    if (s.z) {
-      z = view.z(p, 0, lanes);
+    if (gated) {
+      z = view.z(p);
       gate = sigmoid(z);
       dy = g * z * gate;
     }
@@ -698,20 +756,19 @@ static void adjoint(const Job &job, const View &view, const Plan &plan, int64_t 
       }
       store(dC + at, load(dC + at) + dy * seen);
       store(dB + at, load(dB + at) + db * du);
-      if (s.z) y += seen * Cq[j];
+      if (gated) y += seen * Cq[j];
       weighted += db * Bq[j];
       da *= decay;
-      ddt += da * load(rates + (s.scalar_decay ? 0 : j) * W);
+      ddt += da * load(rates + (scalar ? 0 : j) * W);
       store(dA + j * W, load(dA + j * W) + da * dt);
       store(carry + j * W, decay * adj);
     }
     sum_D += dy * u;
-    vf raw = (ddt * (1.0f / LOG2E) + weighted * u) * load(m + plan.slope + i * W);
+    vf raw = (ddt * (1.0f / LOG2E) + weighted * u) * (softplus ? load(slopes + i * W) : splat(1.0f));
     sum_bias += raw;
-    const int64_t u_row = s.u_per_dir ? ((view.b * s.length + p) * s.dirs + view.k) : view.b * s.length + p;
-    put_row(s.du + u_row * s.channels + view.d0, weighted * dt + skip * dy, lanes, add_u);
-    put_row(s.ddelta + ((view.b * s.length + pq) * s.dirs + view.k) * s.channels + view.d0, raw, lanes, add_delta);
-    if (s.z) put_row(s.dz + (view.b * s.length + p) * s.channels + view.d0, g * y * gate * (1.0f + z * (1.0f - gate)), lanes, true);
+    put_row(grad_u + p * view.du_p, weighted * dt + skip * dy, lanes, add_u);
+    put_row(grad_delta + pq * view.dd_p, raw, lanes, add_delta);
+    if (gated) put_row(grad_z + p * channels, g * y * gate * (1.0f + z * (1.0f - gate)), lanes, true);
   }
   store(dD, sum_D);
   store(dbias, sum_bias);
@@ -726,20 +783,13 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
   auto rates_of = [&](int64_t block) { return all_rates.data() + block * N * W; };
   auto view_of = [&](int64_t block) {
     const int64_t d0 = (first + block) * W;
-    return View(s, k, b, d0, s.channels - d0 < W ? s.channels - d0 : W);
+    return View<false>(s, k, b, d0, s.channels - d0 < W ? s.channels - d0 : W);
   };
   memset(m + plan.dA, 0, sizeof(float) * plan.blocks * (N + 2) * W);
   for (int64_t block = 0; block < plan.blocks; block++) {
-    View view = view_of(block);
-    view.decay_rates(rates_of(block), 0, view.n);
-    const vf bias = view.per_channel(s.bias, 0, view.n);
-    float *start = m + plan.starts + block * plan.chunks * N * W;
-    memset(start, 0, sizeof(float) * N * W);
-    for (int64_t c = 0; c + 1 < plan.chunks; c++) {
-      memcpy(start + (c + 1) * N * W, start + c * N * W, sizeof(float) * N * W);
-      recompute<NS>(view, rates_of(block), bias, c * plan.chunk, (c + 1) * plan.chunk, start + (c + 1) * N * W, nullptr,
-                    nullptr, nullptr, nullptr);
-    }
+    View<false> view = view_of(block);
+    view.decay_rates(rates_of(block));
+    memset(m + plan.starts + block * plan.chunks * N * W, 0, sizeof(float) * N * W);
     float *carry = m + plan.carry + block * N * W;
     for (int64_t j = 0; j < N; j++)
       for (int64_t i = 0; i < W; i++)
@@ -753,6 +803,21 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
       if (s.z && k == 0) memset(s.dz + token * s.channels + view.d0, 0, sizeof(float) * view.n);
     }
   }
+  // the state at the start of every chunk
+  for (int64_t c = 0; c + 1 < plan.chunks; c++)
+    for (int64_t block = 0; block < plan.blocks; block++) {
+      View<false> view = view_of(block);
+      float *start = m + plan.starts + (block * plan.chunks + c) * N * W;
+      memcpy(start + N * W, start, sizeof(float) * N * W);
+      auto run = [&](auto view) {
+        recompute<NS>(view, rates_of(block), view.per_channel(s.bias), c * plan.chunk, (c + 1) * plan.chunk, start + N * W,
+                      nullptr, nullptr, nullptr, nullptr);
+      };
+      if (is_fast(s, view.n))
+        run(View<true>(s, k, b, view.d0, W));
+      else
+        run(view);
+    }
   auto grad_row = [&](float *base, int64_t q) {  // dB or dC: (G, B, L, K, N)
     return base + (((group * s.batch + b) * s.length + q) * s.dirs + k) * N;
   };
@@ -767,27 +832,29 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
     memset(m + plan.dB, 0, sizeof(float) * (t1 - t0) * N * W);
     memset(m + plan.dC, 0, sizeof(float) * (t1 - t0) * N * W);
     for (int64_t block = 0; block < plan.blocks; block++) {
-      View view = view_of(block);
-      const vf bias = view.per_channel(s.bias, 0, view.n);
+      View<false> view = view_of(block);
       float *start = m + plan.starts + (block * plan.chunks + c) * N * W;
-      recompute<NS>(view, rates_of(block), bias, t0, t1, start, m + plan.a, m + plan.h, m + plan.dt, m + plan.slope);
-      if (s.window) {
-        local_chunk(view, plan, t0, t1, m);
-        adjoint<NS, true>(job, view, plan, block, t0, t1, rates_of(block), m);
-      } else {
-        adjoint<NS, false>(job, view, plan, block, t0, t1, rates_of(block), m);
-      }
+      auto run = [&](auto view) {
+        recompute<NS>(view, rates_of(block), view.per_channel(s.bias), t0, t1, start, m + plan.a, m + plan.h, m + plan.dt,
+                      m + plan.slope);
+        if (s.window) {
+          local_chunk(view, plan, t0, t1, m);
+          adjoint<NS, true>(job, view, plan, block, t0, t1, rates_of(block), m);
+        } else {
+          adjoint<NS, false>(job, view, plan, block, t0, t1, rates_of(block), m);
+        }
+      };
+      if (is_fast(s, view.n))
+        run(View<true>(s, k, b, view.d0, W));
+      else
+        run(view);
     }
     for (int64_t t = t0; t < t1; t++) {
       const int64_t q = s.param_order ? s.param_order[k * s.steps + t] : s.order ? s.order[k * s.steps + t] : t;
       float *rowB = grad_row(s.dB, q), *rowC = grad_row(s.dC, q);
       for (int64_t j = 0; j < N; j++) {
         const float *lanesB = m + plan.dB + ((t - t0) * N + j) * W, *lanesC = m + plan.dC + ((t - t0) * N + j) * W;
-        float sumB = 0, sumC = 0;
-        for (int64_t i = 0; i < W; i++) {
-          sumB += lanesB[i];
-          sumC += lanesC[i];
-        }
+        const float sumB = lane_sum(lanesB), sumC = lane_sum(lanesC);
         const bool add = !job.params_once[k];
         rowB[j] = add ? rowB[j] + sumB : sumB;
         rowC[j] = add ? rowC[j] + sumC : sumC;
@@ -795,7 +862,7 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
     }
   }
   for (int64_t block = 0; block < plan.blocks; block++) {
-    View view = view_of(block);
+    View<false> view = view_of(block);
     const float *dA = m + plan.dA + block * (N + 2) * W;
     for (int64_t i = 0; i < view.n; i++) {
       const int64_t channel = (b * s.dirs + k) * s.channels + view.d0 + i;
@@ -835,6 +902,17 @@ static void backward_thread(void *data) {
   }
 }
 
+// Fresh memory costs a page fault per 4 KiB at first touch, more than the scan itself on some machines: ask for large
+// pages before writing. A hint: nothing changes where the kernel has none to give.
+static void hint_large_pages(void *p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = 1 << 21, start = ((uintptr_t)p + page - 1) / page * page, end = ((uintptr_t)p + bytes) / page * page;
+  if (p && end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
+
 // ---- interface ----------------------------------------------------------------------------------------------------
 
 extern "C" int visionssm_has_fp16() { return HAS_FP16; }
@@ -849,8 +927,10 @@ extern "C" int visionssm_scan_forward(const Scan *scan) {
   int64_t vectors = (s.channels + W - 1) / W, best = 1;
   if (s.states == 1 && !s.window)
     for (int64_t v = 2; v <= 4; v++)
-      if (vectors % v == 0 && s.batch * (vectors / v) >= 2 * s.threads) best = v;
+      if (v != 3 && vectors % v == 0 && s.batch * (vectors / v) >= 2 * s.threads) best = v;
   job.width = best * W;
+  hint_large_pages(s.out, s.batch * (s.mode == PER_STEP ? s.steps : s.length) * (s.mode == MERGED ? 1 : s.dirs) * s.channels *
+                              (s.dtype == FP32 ? 4 : 2));
   job.items = s.batch * ((s.channels + job.width - 1) / job.width);
   on_threads(forward_thread, &job, s.threads < job.items ? s.threads : job.items, s.gomp_parallel);
   return job.failed ? 1 : 0;
@@ -861,6 +941,10 @@ extern "C" int visionssm_scan_backward(const Scan *scan) {
   Job job;
   prepare(job, s);
   job.items = s.batch * s.groups;
+  const int64_t tokens = s.batch * s.length, wide = s.dirs * s.channels;
+  hint_large_pages(s.ddelta, tokens * wide * 4);
+  hint_large_pages(s.du, tokens * (s.u_per_dir ? wide : s.channels) * 4);
+  hint_large_pages(s.dz, tokens * s.channels * 4);
   on_threads(backward_thread, &job, s.threads < job.items ? s.threads : job.items, s.gomp_parallel);
   return job.failed ? 1 : 0;
 }
