@@ -14,10 +14,7 @@ register_notrace_function(scan_order)
 
 
 class ScanningModule(nn.Module):
-    """A module that walks tokens along a scan order: `scan` holds the order as a string, `directions` its number K."""
-
-    scan: str
-    directions: int
+    """A module that walks tokens along a scan order, which it holds as a string in `scan`."""
 
     def set_scan(self, order: ScanOrder) -> None:
         """Take another order of as many directions."""

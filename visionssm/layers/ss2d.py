@@ -52,14 +52,12 @@ class SS2D(ScanningModule):
         dd = {'device': device, 'dtype': dtype}
         d_inner = int(expand * dim)
         order = get_scan(scan, directions)
-        self.directions = order.directions
         self.gate = gate
         self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=conv_bias, **dd)
         self.act = get_act_layer(act_layer)()
-        self.ssm = SelectiveSSM(
-            d_inner, d_state, math.ceil(dim / 16) if dt_rank is None else dt_rank, self.directions, mixer, **dd
-        )
+        rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
+        self.ssm = SelectiveSSM(d_inner, d_state, rank, order.directions, mixer, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
