@@ -1,7 +1,7 @@
 """Benchmarks: medians, both sides in one run, ratios. Speed is measured here and never in a test.
 
-    python tools/benchmark.py scan                  # the scan op against the sequential loop and the floor
-    python tools/benchmark.py scan --json out.json
+python tools/benchmark.py scan                  # the scan op against the sequential loop and the floor
+python tools/benchmark.py scan --json out.json
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ def bench_scan(rounds: int, backends: list[str]) -> list[dict]:
         def forward_backward(function, *args, tensors=tensors, grad=grad):
             return lambda: torch.autograd.grad(function(*args), list(tensors.values()), grad)
 
-        floors = [
-            (lambda back=back: floor(tokens, channels, d_state, back, threads, gomp)) for back in (0, 1)
-        ]
+        floors = [(lambda back=back: floor(tokens, channels, d_state, back, threads, gomp)) for back in (0, 1)]
         with torch.no_grad():
             worst = max((ours(b) - loop()).abs().max().item() for b in backends)
         for what, wrap in (('forward', forward), ('forward+backward', forward_backward)):
@@ -173,7 +171,9 @@ def machine() -> dict:
     model = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
-        model = next((line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line), model)
+        model = next(
+            (line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line), model
+        )
     return {
         'cpu': model,
         'threads': torch.get_num_threads(),

@@ -81,7 +81,9 @@ def selective_scan_ref(
     else:
         out = u.new_zeros(batch, length, directions, channels)
         for t in range(steps):
-            out = out.index_put((slice_index(batch, u), order[:, t].expand(batch, -1), k.expand(batch, -1)), y[t], accumulate=True)
+            out = out.index_put(
+                (slice_index(batch, u), order[:, t].expand(batch, -1), k.expand(batch, -1)), y[t], accumulate=True
+            )
         if merge:
             out = out.sum(2)
     out = out.to(dtype)

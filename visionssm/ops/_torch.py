@@ -145,7 +145,7 @@ def _scatter(out: Tensor, at: Tensor, value: Tensor, k: Tensor | None) -> None:
     """Add value (B, c, K, X) to out (B, L, X) at tokens `at` (c, K), or to out (B, L, K, X) at (token, direction)."""
     if k is not None:
         at = at * out.shape[2] + k
-        out = out.view(out.shape[0], -1, out.shape[-1])
+        out = out.flatten(1, 2)
     out.index_add_(1, at.reshape(-1), value.flatten(1, 2))
 
 

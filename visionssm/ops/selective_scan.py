@@ -148,8 +148,19 @@ def check_scan_inputs(
 ) -> None:
     """Raise `ValueError` or `TypeError` if the arguments of `selective_scan` do not fit together."""
     if A.is_complex():
-        raise TypeError('A is complex; selective_scan supports real A only (S4-style complex states are not implemented)')
-    for name, x in (('u', u), ('delta', delta), ('A', A), ('B', B), ('C', C), ('D', D), ('z', z), ('delta_bias', delta_bias)):
+        raise TypeError(
+            'A is complex; selective_scan supports real A only (S4-style complex states are not implemented)'
+        )
+    for name, x in (
+        ('u', u),
+        ('delta', delta),
+        ('A', A),
+        ('B', B),
+        ('C', C),
+        ('D', D),
+        ('z', z),
+        ('delta_bias', delta_bias),
+    ):
         if x is None:
             continue
         if x.dtype not in _FLOATS:
@@ -173,7 +184,9 @@ def check_scan_inputs(
     if heads < 1 or channels % heads != 0:
         raise ValueError(f'delta has {heads} channels, which does not divide the {channels} channels of u')
     if A.ndim != 3 or A.shape[-1] not in (1, d_state):
-        raise ValueError(f'A has shape {_shape(A)}; expected ({directions}, {heads}, {d_state}) or ({directions}, {heads}, 1)')
+        raise ValueError(
+            f'A has shape {_shape(A)}; expected ({directions}, {heads}, {d_state}) or ({directions}, {heads}, 1)'
+        )
     expected = {
         'u': (u, (batch, length, directions, channels) if u.ndim == 4 else (batch, length, channels)),
         'delta': (delta, (batch, length, directions, heads)),
@@ -186,12 +199,16 @@ def check_scan_inputs(
     }
     for name, (x, shape) in expected.items():
         if x is not None and tuple(x.shape) != shape:
-            raise ValueError(f'{name} has shape {_shape(x)}; expected {shape} from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}')
+            raise ValueError(
+                f'{name} has shape {_shape(x)}; expected {shape} from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}'
+            )
     _check_order('order', order, directions, length)
     _check_order('param_order', param_order, directions, length)
     steps = length if order is None else order.shape[1]
     if param_order is not None and param_order.shape[1] != steps:
-        raise ValueError(f'param_order has {param_order.shape[1]} steps and the visiting order {steps}: they must be equal')
+        raise ValueError(
+            f'param_order has {param_order.shape[1]} steps and the visiting order {steps}: they must be equal'
+        )
     if per_step and merge:
         raise ValueError('per_step=True needs merge=False: outputs of single steps are not merged')
     if local_window is not None and (isinstance(local_window, bool) or local_window < 1):
@@ -253,7 +270,21 @@ def _scan_op(
 
 @_scan_op.register_fake
 def _scan_fake(
-    u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window, return_last_state, backend
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    order,
+    param_order,
+    delta_softplus,
+    mode,
+    local_window,
+    return_last_state,
+    backend,
 ):
     batch, length, directions, channels = delta.shape
     if mode == MERGED:
@@ -289,19 +320,56 @@ def _scan_backward_op(
     if grad_out is None:
         batch, length, directions, channels = delta.shape
         steps = length if order is None else order.shape[1]
-        shapes = ((batch, length, channels), (batch, length, directions, channels), (batch, steps, directions, channels))
+        shapes = (
+            (batch, length, channels),
+            (batch, length, directions, channels),
+            (batch, steps, directions, channels),
+        )
         grad_out = u.new_zeros(shapes[mode])
     grads = module.backward(
-        grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window
+        grad_out,
+        grad_state,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        order,
+        param_order,
+        delta_softplus,
+        mode,
+        local_window,
     )
     return [grad for grad in grads if grad is not None]
 
 
 @_scan_backward_op.register_fake
 def _scan_backward_fake(
-    grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window, backend
+    grad_out,
+    grad_state,
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    order,
+    param_order,
+    delta_softplus,
+    mode,
+    local_window,
+    backend,
 ):
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]
+    return [
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (u, delta, A, B, C, D, z, delta_bias)
+        if x is not None
+    ]
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,0 +1,98 @@
+"""The compiled kernel's life: compiled once, shared by processes that start together, refused with a reason."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from visionssm.ops import _cpu, _dispatch, available_backends, selective_scan
+
+PROBE = (
+    'import torch; from visionssm.ops import selective_scan as s; x = torch.ones(1, 4, 1, 2);'
+    'print(s(x[:, :, 0], x, -torch.ones(1, 2, 1), x[..., :1], x[..., :1], backend={backend!r}).sum().item())'
+)
+
+
+def run(backend, **env):
+    environment = {**os.environ, **env, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    command = [sys.executable, '-c', PROBE.format(backend=backend)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_that_start_together_share_one_library(tmp_path):
+    processes = [run('cpu', VISIONSSM_CACHE=str(tmp_path)) for _ in range(2)]
+    outputs = [p.communicate(timeout=300) for p in processes]
+    assert all(p.returncode == 0 for p in processes), outputs
+    assert len({out for out, _ in outputs}) == 1
+    assert [p.suffix for p in tmp_path.iterdir()] == ['.so']  # one library, no half-built leftovers
+
+
+def test_a_broken_library_in_the_cache_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv('VISIONSSM_CACHE', str(tmp_path))
+    path = _cpu.compile_library('extern "C" int f() { return 1; }')
+    path.write_bytes(b'not a library')
+    monkeypatch.setattr(_cpu, 'compile_library', lambda source: path)
+    _cpu.library.cache_clear()
+    try:
+        with pytest.raises(_cpu.CompileError, match='cannot be loaded'):
+            _cpu.library()
+    finally:
+        _cpu.library.cache_clear()
+
+
+def test_no_compiler_named_backend_raises_and_automatic_falls_back(tmp_path):
+    missing = {'CXX': 'no-such-compiler', 'VISIONSSM_CACHE': str(tmp_path)}
+    named = run('cpu', **missing)
+    _, err = named.communicate(timeout=120)
+    assert named.returncode != 0 and "'cpu' was asked for" in err and 'no-such-compiler' in err
+    automatic = run(None, **missing)
+    _, err = automatic.communicate(timeout=120)
+    assert automatic.returncode == 0
+    assert err.count("'cpu' not used") == 1 and 'no-such-compiler' in err  # said once
+
+
+def test_compiler_errors_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv('VISIONSSM_CACHE', str(tmp_path))
+    with pytest.raises(_cpu.CompileError, match='failed'):
+        _cpu.compile_library('this is not C++')
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_cache_falls_to_the_temporary_folder(tmp_path, monkeypatch):
+    blocked = tmp_path / 'file'
+    blocked.write_text('')  # a file where a folder is wanted: mkdir fails for root too
+    monkeypatch.setenv('VISIONSSM_CACHE', str(blocked / 'cache'))
+    monkeypatch.setattr(_cpu.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
+    path = _cpu.compile_library('extern "C" int f() { return 2; }')
+    assert path.is_relative_to(tmp_path / 'tmp')
+
+
+def test_library_of_another_user_is_not_loaded(tmp_path, monkeypatch):
+    if not hasattr(os, 'getuid'):
+        pytest.skip('no user ids on this platform')
+    path = tmp_path / 'x.so'
+    path.write_text('')
+    assert _cpu._is_own(path)
+    monkeypatch.setattr(os, 'getuid', lambda: 12345)
+    if os.geteuid() == 0:  # root's files are everybody's
+        os.chown(path, 54321, -1)
+    assert not _cpu._is_own(path)
+
+
+def test_forward_allocates_its_output_alone():
+    x = torch.randn(2, 400, 1, 64)
+    args = (x[:, :, 0], x, -torch.ones(1, 64, 1), x[..., :1], x[..., :1])
+    selective_scan(*args, backend='cpu')
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        selective_scan(*args, backend='cpu')
+    allocated = sum(max(e.nbytes(), 0) for e in record.profiler.kineto_results.events() if e.name() == '[memory]')
+    assert allocated <= 1.1 * x.numel() * 4
+
+
+def test_report_says_why():
+    report = available_backends('cpu')
+    assert report['cpu'] == '' and report['torch'] == '' and 'cuda' in report['triton']
+    assert 'float64' in available_backends('cpu', torch.float64)['cpu']
+    assert list(report) == [b.name for b in _dispatch.BACKENDS]
