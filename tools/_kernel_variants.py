@@ -83,7 +83,8 @@ class Launch(NamedTuple):
     @property
     def key(self) -> str:
         """Hash of everything that the compiled code depends on, but not the code itself."""
-        text = json.dumps([self.kernel, self.signature, {k: str(v) for k, v in self.constants.items()}, self.aligned, self.options])
+        constants = {name: str(value) for name, value in self.constants.items()}
+        text = json.dumps([self.kernel, self.signature, constants, self.aligned, self.options])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -111,14 +112,13 @@ class _Recorder:
                     if value % 16 == 0:
                         aligned.append(name)
             options = {'num_warps': num_warps, 'num_stages': num_stages}
-            self.launches.append(Launch(self.kernel.fn.__name__, signature, constants, tuple(aligned), options, grid[0]))
+            name = self.kernel.fn.__name__
+            self.launches.append(Launch(name, signature, constants, tuple(aligned), options, grid[0]))
 
         return record
 
 
-_KERNELS = [
-    name for name in vars(scan) if name.endswith('_kernel') and name.startswith(('selective', 'visitor', 'code', 'clear'))
-]
+_KERNELS = [name for name in vars(scan) if name.endswith('_kernel')]
 
 
 def launches(problem: Problem, dtype: torch.dtype, backward: bool, deterministic: bool = False) -> list[Launch]:
@@ -188,7 +188,8 @@ def resources(compiled) -> dict[str, int]:
         command = [_nvidia_tool('cuobjdump'), '--dump-resource-usage', str(path)]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = {key: int(value) for key, value in re.findall(r'(REG|STACK|SHARED):(\d+)', text)}
-    return {'registers': found['REG'], 'spilled': found['STACK'], 'shared': max(found['SHARED'], compiled.metadata.shared)}
+    shared = max(found['SHARED'], compiled.metadata.shared)
+    return {'registers': found['REG'], 'spilled': found['STACK'], 'shared': shared}
 
 
 def sass(compiled) -> str:
@@ -196,7 +197,8 @@ def sass(compiled) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'kernel.cubin')
         path.write_bytes(compiled.asm['cubin'])
-        return subprocess.run([_nvidia_tool('nvdisasm'), '-c', str(path)], check=True, capture_output=True, text=True).stdout
+        command = [_nvidia_tool('nvdisasm'), '-c', str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def require_compiler() -> None:

@@ -1,6 +1,6 @@
 """Selective scan over channels-last tokens in any visiting order, forward and backward, fused for GPUs.
 
-    h[t] = exp(dt[q] A) h[t-1] + dt[q] B[q] u[p];   y[t] = C[q] . h[t] + D u[p];   p = order[k, t], q = param_order[k, t]
+    p = order[k, t];  q = param_order[k, t];  h[t] = exp(dt[q] A) h[t-1] + dt[q] B[q] u[p];  y[t] = C[q] . h[t] + D u[p]
 
 Tokens are read where they lie and results are written where they belong; only the order of visiting changes, so no
 permuted copy of anything of size B * L * K * D exists. One program walks one (batch, direction, channel block) in time
@@ -14,8 +14,9 @@ The backward pass keeps nothing from the forward pass but its inputs. It saves t
 walks the segments from the last to the first: `unroll` states at a time are recomputed into registers and the adjoint
 runs over them. With LBMamba's local window w, inside each run of w steps, with c_t = C_t dy_t,
 
-    r[t] = a[t] r[t+1] + dt B u,   g[t] = c[t] + a[t+1] g[t+1],   q[t] = a[t-1] (c[t-1] + q[t-1]),   s[t] = h[t] + a[t] r[t+1]
-    y = C . s + D u;   d a[t] = g[t] h[t-1] + r[t+1] (c[t] + q[t]);   d (dt B u)[t] = g[t] + q[t];   d C = dy s
+    r[t] = a[t] r[t+1] + dt B u;  g[t] = c[t] + a[t+1] g[t+1];  q[t] = a[t-1] (c[t-1] + q[t-1])
+    s[t] = h[t] + a[t] r[t+1];  y = C . s + D u
+    d a[t] = g[t] h[t-1] + r[t+1] (c[t] + q[t]);  d (dt B u)[t] = g[t] + q[t];  d C = dy s
 
 where r and q restart in every run and g does not. The states themselves, which A2Mamba needs, are the output for
 C = 1 and D = None: no kernel of their own.
@@ -45,17 +46,18 @@ MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2
 STORE, UPDATE, ATOMIC = 0, 1, 2
 MAX_STATE = 64
 MULTIPROCESSORS = 132  # of an H100; used where the device does not say
-PROGRAMS_PER_MULTIPROCESSOR = 6  # below this the loads of one step can't be hidden behind other programs
+PROGRAMS_PER_MULTIPROCESSOR = 4  # below this the loads of one step can't be hidden behind other programs
 MIN_CHUNK, MAX_CHUNK = 64, 256
 
 
 class Plan(NamedTuple):
-    """How one pass runs: channels per program, steps per chunk (0: sequential), steps per saved state and per unroll."""
+    """How one pass runs: channels per program, steps per chunk (0: sequential), per saved state and per unroll."""
 
     block_d: int
     chunk: int
     segment: int
     unroll: int
+    warps: int
 
 
 def choose_plan(
@@ -72,9 +74,10 @@ def choose_plan(
 ) -> Plan:
     """The rule that picks a plan, from sizes alone.
 
-    1. Channels per program: the most of 128, 64, 32, 16 that keep the state in registers (forward at most 2048 numbers
-       per program, backward 512; 1024 if d_state > 32), pad D by at most a third, and leave
-       `PROGRAMS_PER_MULTIPROCESSOR` programs per multiprocessor; if none leaves so many, the fewest that is at least 32.
+    1. Channels per program: the most of 128, 64, 32, 16 that keep the state in registers (at most 1024 numbers per
+       warp forward, 512 backward; two warps if d_state > 32), pad D by at most a third (128: an eighth), and leave
+       `PROGRAMS_PER_MULTIPROCESSOR` programs per multiprocessor. If none leaves so many: forward 64, which at 16 bits
+       is what a warp needs to load ahead, backward 32; or the fewest above it, or the most below.
     2. Sequential if that gives enough programs or there are fewer than two chunks of `MIN_CHUNK` steps.
     3. Else chunks of 64, 128 or 256 steps: the longest that give enough programs, else 64; rounded up to a multiple of
        the window.
@@ -92,11 +95,13 @@ def choose_plan(
     """
     wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
     n = triton.next_power_of_2(d_state)
-    numbers = (512 if n <= 32 else 1024) if backward else 2048
-    fitting = [d for d in (128, 64, 32, 16) if n * d <= numbers]
-    blocks = [d for d in fitting if triton.cdiv(channels, d) * d <= 4 * channels / 3] or fitting[-1:]
+    warps = 1 if n <= 32 else 2
+    numbers = warps * (512 if backward else 1024)
+    fitting = [d for d in (128, 64, 32) if n * d <= numbers] or [16]
+    padded = {d: triton.cdiv(channels, d) * d / channels for d in fitting}
+    blocks = [d for d in fitting if padded[d] <= (9 / 8 if d == 128 else 4 / 3)] or fitting[-1:]
     enough = [d for d in blocks if batch * directions * triton.cdiv(channels, d) >= wanted]
-    block_d = enough[0] if enough else min([d for d in blocks if d >= 32] or blocks[:1])
+    block_d = enough[0] if enough else min([d for d in blocks if d >= (32 if backward else 64)] or blocks[:1])
     programs = batch * directions * triton.cdiv(channels, block_d)
     chunk = 0
     if not sequential and programs < wanted and steps >= 2 * MIN_CHUNK:
@@ -104,11 +109,11 @@ def choose_plan(
         while chunk > MIN_CHUNK and programs * triton.cdiv(steps, chunk) < wanted:
             chunk //= 2
         chunk = triton.cdiv(chunk, max(window, 1)) * max(window, 1)
-    unroll = 8 if n <= 2 else 4 if n <= 8 else 2 if n <= 32 else 1
-    segment = chunk or (16 if n <= 2 else 32)
+    unroll = 1 if n > 2 else 2 if window else 4  # more would spill on one of the targets of resources.json
+    segment = chunk or (8 if n <= 2 else 16)  # scratch of all programs at once: 30 MiB on an H100, within its L2
     if window and not chunk:
         segment = triton.cdiv(segment, window) * window
-    return Plan(block_d, chunk, segment, unroll)
+    return Plan(block_d, chunk, segment, unroll, warps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _code(table_ptr, t, inside, k, steps):
-    """The table's entry at step t: a token's position p, or ~p where this program has been at p before; 0 past the end."""
+    """The table's entry at step t: a token's position p, or ~p where this program has been before; 0 past the end."""
     if table_ptr is None:
         code = t
     elif inside is None:
@@ -164,26 +169,108 @@ def _put(ptr, value, mask, code, KIND: tl.constexpr):
     if KIND == 2:
         tl.atomic_add(ptr, value, mask=mask, sem='relaxed')
     else:
-        if KIND == 1:
-            # volatile: what an earlier step of the same loop has written must be seen
-            value += tl.load(ptr, mask=mask & ((mask.to(tl.int32) * 0 + code) < 0), other=0.0, volatile=True).to(tl.float32)
+        if KIND == 1:  # noqa: SIM102
+            # in a branch, where no pipeline can move the load ahead of what an earlier step has written
+            if code < 0:
+                value += tl.load(ptr, mask=mask, other=0.0, volatile=True).to(tl.float32)
         tl.store(ptr, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+# A state is a tile [BLOCK_N, BLOCK_D], or for N = 1 the vector [BLOCK_D]: as [1, BLOCK_D] it would be laid out twice.
+
+
+@triton.jit
+def _states(BLOCK_N: tl.constexpr):
+    if BLOCK_N == 1:
+        n = 0 * tl.program_id(0)
+    else:
+        n = tl.arange(0, BLOCK_N)
+    return n
+
+
+@triton.jit
+def _over_states(x, BLOCK_N: tl.constexpr):
+    """One number per channel, for every state."""
+    if BLOCK_N > 1:
+        x = x[None, :]
+    return x
+
+
+@triton.jit
+def _over_channels(x, BLOCK_N: tl.constexpr):
+    """One number per state, for every channel."""
+    if BLOCK_N > 1:
+        x = x[:, None]
+    return x
+
+
+@triton.jit
+def _in_tile(in_n, in_d, BLOCK_N: tl.constexpr):
+    if BLOCK_N > 1:
+        mask = in_n[:, None] & in_d[None, :]
+    else:
+        mask = in_d
+    return mask
+
+
+@triton.jit
+def _sum_states(x, BLOCK_N: tl.constexpr):
+    if BLOCK_N > 1:
+        x = tl.sum(x, 0)
+    return x
+
+
+@triton.jit
+def _sum_channels(x, BLOCK_N: tl.constexpr):
+    if BLOCK_N > 1:
+        total = tl.sum(x, 1)
+    else:
+        total = tl.sum(x, 0)
+    return total
+
+
+@triton.jit
+def _zeros(BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    if BLOCK_N > 1:
+        x = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    else:
+        x = tl.zeros((BLOCK_D,), tl.float32)
+    return x
+
+
+@triton.jit
+def _tile(row, n, d, channels, BLOCK_N: tl.constexpr):
+    """Offsets of a tile in a tensor (rows, N, D), of which `row` is N times the index of the row."""
+    return _over_channels(row + n, BLOCK_N) * channels + _over_states(d, BLOCK_N)
+
+
+@triton.jit
+def _advance(h, dt, u, a, b, BLOCK_N: tl.constexpr):
+    """The state after a step."""
+    return tl.exp2(_over_states(dt, BLOCK_N) * a) * h + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)
 
 
 @triton.jit
 def _vector(ptr, like, mask):
     """The parameters at `ptr`, in fp32; zeros where there are none."""
     if ptr is None:
-        return tl.zeros_like(like).to(tl.float32)
-    return tl.load(ptr, mask=mask, other=0.0).to(tl.float32)
+        x = tl.zeros_like(like).to(tl.float32)
+    else:
+        x = tl.load(ptr, mask=mask, other=0.0).to(tl.float32)
+    return x
 
 
 @triton.jit
-def _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N: tl.constexpr, SCALAR_A: tl.constexpr):
+def _decay_rates(
+    a_ptr, k, channels, d, n, in_d, in_n, N: tl.constexpr, BLOCK_N: tl.constexpr, SCALAR_A: tl.constexpr
+):  # fmt: skip
     """A * log2(e) of direction k, [N, D] or [1, D]. Stored with D fastest, or N would end up across lanes."""
-    if SCALAR_A:
-        return tl.load(a_ptr + k * channels + d, mask=in_d, other=0.0)[None, :]
-    return tl.load(a_ptr + (k * N + n)[:, None] * channels + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0)
+    if SCALAR_A or BLOCK_N == 1:
+        a = _over_states(tl.load(a_ptr + k * channels + d, mask=in_d, other=0.0), BLOCK_N)
+    else:
+        in_nd = _in_tile(in_n, in_d, BLOCK_N)
+        a = tl.load(a_ptr + (k * N + n)[:, None] * channels + d[None, :], mask=in_nd, other=0.0)
+    return a
 
 
 @triton.jit
@@ -234,25 +321,25 @@ def selective_scan_fwd_kernel(
     batch = (pid // (blocks * directions * chunks)).to(tl.int64)
     wide_k = k.to(tl.int64)
     d = (pid % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    n = _states(BLOCK_N)
     in_d = d < channels
     in_n = n < N
-    in_nd = in_n[:, None] & in_d[None, :]
+    in_nd = _in_tile(in_n, in_d, BLOCK_N)
 
     u_ptr += batch * stride_u_b + wide_k * stride_u_k + d
     delta_ptr += batch * stride_delta_b + wide_k * stride_delta_k + d
     b_ptr += batch * stride_b_b + wide_k * stride_b_k + n
     c_ptr += batch * stride_c_b + wide_k * stride_c_k + n
     out_ptr += batch * stride_out_b + wide_k * stride_out_k + d
-    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, SCALAR_A)
+    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, BLOCK_N, SCALAR_A)
     bias = _vector(bias_ptr + k * channels + d if bias_ptr is not None else None, d, in_d)
     skip = _vector(d_ptr + k * channels + d if d_ptr is not None else None, d, in_d)
     if z_ptr is not None:
         z_ptr += batch * stride_z_b + d
-    h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    h = _zeros(BLOCK_N, BLOCK_D)
     if init_ptr is not None:
         row = ((batch * directions + k) * chunks + part) * N
-        h = tl.load(init_ptr + (row + n)[:, None] * channels + d[None, :], mask=in_nd, other=0.0)
+        h = tl.load(init_ptr + _tile(row, n, d, channels, BLOCK_N), mask=in_nd, other=0.0)
 
     begin = part * chunk
     end = tl.minimum(begin + chunk, steps)
@@ -263,14 +350,14 @@ def selective_scan_fwd_kernel(
                 stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
             )  # fmt: skip
             c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_n, other=0.0).to(tl.float32)
-            h = tl.exp2(dt[None, :] * a) * h + b[:, None] * (dt * u)[None, :]
-            y = tl.sum(h * c[:, None], 0) + skip * u
+            h = _advance(h, dt, u, a, b, BLOCK_N)
+            y = _sum_states(h * _over_channels(c, BLOCK_N), BLOCK_N) + skip * u
             _write_step(out_ptr, z_ptr, y, t, code, in_d, stride_out_l, stride_z_l, PER_STEP, KIND, WIDE)
     else:
         scratch_ptr += pid.to(tl.int64) * (WINDOW * BLOCK_D) + tl.arange(0, BLOCK_D)
         for start in range(begin, end, WINDOW):
             stop = tl.minimum(start + WINDOW, end)
-            r = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            r = _zeros(BLOCK_N, BLOCK_D)
             for i in range(0, stop - start):  # right to left
                 t = stop - 1 - i
                 _, param_code, u, _, dt, b = _load_step(
@@ -278,9 +365,9 @@ def selective_scan_fwd_kernel(
                     stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
                 )  # fmt: skip
                 c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_n, other=0.0).to(tl.float32)
-                ahead = tl.exp2(dt[None, :] * a) * r
-                tl.store(scratch_ptr + (t - start) * BLOCK_D, tl.sum(ahead * c[:, None], 0))
-                r = ahead + b[:, None] * (dt * u)[None, :]
+                ahead = tl.exp2(_over_states(dt, BLOCK_N) * a) * r
+                tl.store(scratch_ptr + (t - start) * BLOCK_D, _sum_states(ahead * _over_channels(c, BLOCK_N), BLOCK_N))
+                r = ahead + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)
             tl.debug_barrier()
             for t in range(start, stop):
                 code, param_code, u, _, dt, b = _load_step(
@@ -288,15 +375,16 @@ def selective_scan_fwd_kernel(
                     stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
                 )  # fmt: skip
                 c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_n, other=0.0).to(tl.float32)
-                h = tl.exp2(dt[None, :] * a) * h + b[:, None] * (dt * u)[None, :]
-                y = tl.sum(h * c[:, None], 0) + skip * u + tl.load(scratch_ptr + (t - start) * BLOCK_D)
+                h = _advance(h, dt, u, a, b, BLOCK_N)
+                y = _sum_states(h * _over_channels(c, BLOCK_N), BLOCK_N) + skip * u
+                y += tl.load(scratch_ptr + (t - start) * BLOCK_D)
                 _write_step(out_ptr, z_ptr, y, t, code, in_d, stride_out_l, stride_z_l, PER_STEP, KIND, WIDE)
             tl.debug_barrier()
 
-    if last_ptr is not None:
+    if last_ptr is not None:  # noqa: SIM102 (a compile-time condition around one at run time)
         if part == chunks - 1:
             row = (batch * directions + k) * N
-            tl.store(last_ptr + (row + n)[:, None] * channels + d[None, :], h, mask=in_nd)
+            tl.store(last_ptr + _tile(row, n, d, channels, BLOCK_N), h, mask=in_nd)
 
 
 @triton.jit
@@ -327,11 +415,11 @@ def selective_scan_state_kernel(
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SCALAR_A: tl.constexpr, SOFTPLUS: tl.constexpr,
     PER_STEP: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The state alone. One of:
+    """The state alone.
 
-    - `sum_ptr` is None: the state before every `segment`-th step, in one go over all steps (`chunk` = steps).
-    - else: from zero, the state that a chunk hands on, and its sum of dt. With ADJOINT, what its first step hands to
-      the step before it: a[t] g[t].
+    If `sum_ptr` is None: the state before every `segment`-th step, in one go over all steps (`chunk` = steps). Else:
+    the state that a chunk starting from zero hands on, and its sum of dt; with ADJOINT, what the chunk's first step
+    hands to the step before it, a[t] g[t].
     """
     blocks = tl.cdiv(channels, BLOCK_D)
     chunks = tl.cdiv(steps, chunk)
@@ -341,15 +429,15 @@ def selective_scan_state_kernel(
     batch = (pid // (blocks * directions * chunks)).to(tl.int64)
     wide_k = k.to(tl.int64)
     d = (pid % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    n = _states(BLOCK_N)
     in_d = d < channels
     in_n = n < N
-    in_nd = in_n[:, None] & in_d[None, :]
+    in_nd = _in_tile(in_n, in_d, BLOCK_N)
 
     u_ptr += batch * stride_u_b + wide_k * stride_u_k + d
     delta_ptr += batch * stride_delta_b + wide_k * stride_delta_k + d
     b_ptr += batch * stride_b_b + wide_k * stride_b_k + n
-    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, SCALAR_A)
+    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, BLOCK_N, SCALAR_A)
     bias = _vector(bias_ptr + k * channels + d if bias_ptr is not None else None, d, in_d)
     if ADJOINT:
         c_ptr += batch * stride_c_b + wide_k * stride_c_k + n
@@ -359,9 +447,9 @@ def selective_scan_state_kernel(
 
     begin = part * chunk
     end = tl.minimum(begin + chunk, steps)
-    h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    h = _zeros(BLOCK_N, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
-    state_offset = n[:, None] * channels + d[None, :]
+    state_offset = _tile(0, n, d, channels, BLOCK_N)
     row_size = (tl.zeros((), tl.int64) + N) * channels
     if ADJOINT:
         for i in tl.range(0, end - begin, num_stages=STAGES):
@@ -372,12 +460,12 @@ def selective_scan_state_kernel(
             )  # fmt: skip
             c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_n, other=0.0).to(tl.float32)
             dy = _load_grad(dy_ptr, z_ptr, t, code, in_d, stride_dy_l, stride_z_l, PER_STEP, WIDE)
-            h = tl.exp2(dt[None, :] * a) * (h + c[:, None] * dy[None, :])
+            h = tl.exp2(_over_states(dt, BLOCK_N) * a) * (h + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N))
             total += dt
     else:
         saved = (batch * directions + k) * tl.cdiv(steps, segment) * row_size
         for t in tl.range(begin, end, num_stages=STAGES):
-            if sum_ptr is None:
+            if sum_ptr is None:  # noqa: SIM102 (a compile-time condition around one at run time)
                 if t % segment == 0:
                     tl.store(state_ptr + saved + state_offset, h, mask=in_nd)
                     saved += row_size
@@ -385,7 +473,7 @@ def selective_scan_state_kernel(
                 u_ptr, delta_ptr, b_ptr, order_ptr, param_ptr, bias, t, None, in_d, in_n, k, steps,
                 stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
             )  # fmt: skip
-            h = tl.exp2(dt[None, :] * a) * h + b[:, None] * (dt * u)[None, :]
+            h = _advance(h, dt, u, a, b, BLOCK_N)
             total += dt
     if sum_ptr is not None:
         row = (batch * directions + k) * chunks + part
@@ -420,14 +508,14 @@ def selective_scan_carry_kernel(
     k = (pid // blocks) % directions
     row = (pid // blocks).to(tl.int64)
     d = (pid % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    n = _states(BLOCK_N)
     in_d = d < channels
     in_n = n < N
-    in_nd = in_n[:, None] & in_d[None, :]
-    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, SCALAR_A)
-    offset = n[:, None] * channels + d[None, :]
+    in_nd = _in_tile(in_n, in_d, BLOCK_N)
+    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, BLOCK_N, SCALAR_A)
+    offset = _tile(0, n, d, channels, BLOCK_N)
     row_size = (tl.zeros((), tl.int64) + N) * channels
-    h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    h = _zeros(BLOCK_N, BLOCK_D)
     if first_ptr is not None:
         h = tl.load(first_ptr + row * row_size + offset, mask=in_nd, other=0.0)
     for i in range(0, chunks):
@@ -435,7 +523,7 @@ def selective_scan_carry_kernel(
         handed_on = tl.load(state_ptr + part * row_size + offset, mask=in_nd, other=0.0)
         total = tl.load(sum_ptr + part * channels + d, mask=in_d, other=0.0)
         tl.store(state_ptr + part * row_size + offset, h, mask=in_nd)
-        h = tl.exp2(total[None, :] * a) * h + handed_on
+        h = tl.exp2(_over_states(total, BLOCK_N) * a) * h + handed_on
 
 
 @triton.jit
@@ -469,10 +557,10 @@ def selective_scan_bwd_kernel(
     wide_k = k.to(tl.int64)
     block = (pid % blocks).to(tl.int64)
     d = (pid % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
+    n = _states(BLOCK_N)
     in_d = d < channels
     in_n = n < N
-    in_nd = in_n[:, None] & in_d[None, :]
+    in_nd = _in_tile(in_n, in_d, BLOCK_N)
 
     u_ptr += batch * stride_u_b + wide_k * stride_u_k + d
     delta_ptr += batch * stride_delta_b + wide_k * stride_delta_k + d
@@ -483,7 +571,7 @@ def selective_scan_bwd_kernel(
     ddelta_ptr += batch * stride_ddelta_b + wide_k * stride_ddelta_k + d
     db_ptr += block * stride_db_x + batch * stride_db_b + wide_k * stride_db_k + n
     dc_ptr += block * stride_db_x + batch * stride_db_b + wide_k * stride_db_k + n
-    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, SCALAR_A)
+    a = _decay_rates(a_ptr, k, channels, d, n, in_d, in_n, N, BLOCK_N, SCALAR_A)
     bias = _vector(bias_ptr + k * channels + d if bias_ptr is not None else None, d, in_d)
     skip = _vector(d_ptr + k * channels + d if d_ptr is not None else None, d, in_d)
     if z_ptr is not None:
@@ -491,20 +579,20 @@ def selective_scan_bwd_kernel(
         dz_ptr += batch * stride_dz_b + wide_k * stride_dz_k + d
 
     row_size = (tl.zeros((), tl.int64) + N) * channels
-    offset = n[:, None] * channels + d[None, :]
+    offset = _tile(0, n, d, channels, BLOCK_N)
     state_ptr += (batch * directions + k) * segments * row_size + offset
     # states before every UNROLL-th step of a segment, for this program alone: small enough to stay in cache
-    tile = n[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tile = _over_channels(n, BLOCK_N) * BLOCK_D + _over_states(tl.arange(0, BLOCK_D), BLOCK_N)
     groups = tl.cdiv(segment, UNROLL)
     scratch_ptr += pid.to(tl.int64) * groups * ((2 if WINDOW else 1) * BLOCK_N * BLOCK_D) + tile
     q_scratch_ptr = scratch_ptr + groups * (BLOCK_N * BLOCK_D)
 
-    ag = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)  # a[t+1] g[t+1]
+    ag = _zeros(BLOCK_N, BLOCK_D)  # a[t+1] g[t+1]
     if adjoint_ptr is not None:
         ag = tl.load(
             adjoint_ptr + ((batch * directions + k) * chunks + part) * row_size + offset, mask=in_nd, other=0.0
         )
-    r = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    r = _zeros(BLOCK_N, BLOCK_D)
     da = tl.zeros_like(a)
     dd = tl.zeros((BLOCK_D,), tl.float32)
     dbias = tl.zeros((BLOCK_D,), tl.float32)
@@ -517,7 +605,7 @@ def selective_scan_bwd_kernel(
         end = tl.minimum(begin + segment, steps)
         filled = tl.cdiv(end - begin, UNROLL)
         h = tl.load(state_ptr + s * row_size, mask=in_nd, other=0.0)
-        q = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        q = _zeros(BLOCK_N, BLOCK_D)
         tl.store(scratch_ptr, h)
         if WINDOW:
             tl.store(q_scratch_ptr, q)
@@ -528,13 +616,13 @@ def selective_scan_bwd_kernel(
                     u_ptr, delta_ptr, b_ptr, order_ptr, param_ptr, bias, t, None, in_d, in_n, k, steps,
                     stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
                 )  # fmt: skip
-                decay = tl.exp2(dt[None, :] * a)
-                h = decay * h + b[:, None] * (dt * u)[None, :]
+                decay = tl.exp2(_over_states(dt, BLOCK_N) * a)
+                h = decay * h + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)
                 if WINDOW:
                     c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_n, other=0.0).to(tl.float32)
                     dy = _load_grad(dy_ptr, z_ptr, t, code, in_d, stride_dy_l, stride_z_l, PER_STEP, WIDE)
                     keep = ((t + 1) % WINDOW != 0).to(tl.float32)
-                    q = decay * (q + c[:, None] * dy[None, :]) * keep
+                    q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N)) * keep
             tl.store(scratch_ptr + group * (BLOCK_N * BLOCK_D), h)
             if WINDOW:
                 tl.store(q_scratch_ptr + group * (BLOCK_N * BLOCK_D), q)
@@ -557,19 +645,19 @@ def selective_scan_bwd_kernel(
                 t = begin + group * UNROLL + i
                 inside = t < end
                 in_dt = (tl.arange(0, BLOCK_D) * 0 + t < end) & in_d
-                in_nt = (tl.arange(0, BLOCK_N) * 0 + t < end) & in_n
+                in_nt = n < tl.where(t < end, N, 0)
                 code, param_code, u, x, dt, b = _load_step(
                     u_ptr, delta_ptr, b_ptr, order_ptr, param_ptr, bias, t, inside, in_dt, in_nt, k, steps,
                     stride_u_l, stride_delta_l, stride_b_l, SOFTPLUS, WIDE,
                 )  # fmt: skip
                 dt = tl.where(in_dt, dt, 0.0)
-                decay = tl.exp2(dt[None, :] * a)
-                h = decay * h + b[:, None] * (dt * u)[None, :]
+                decay = tl.exp2(_over_states(dt, BLOCK_N) * a)
+                h = decay * h + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)
                 if WINDOW:
                     c = tl.load(c_ptr + _position(param_code, WIDE) * stride_c_l, mask=in_nt, other=0.0).to(tl.float32)
                     dy = _load_grad(dy_ptr, z_ptr, t, code, in_dt, stride_dy_l, stride_z_l, PER_STEP, WIDE)
                     keep = ((t + 1) % WINDOW != 0).to(tl.float32)
-                    q = decay * (q + c[:, None] * dy[None, :]) * keep
+                    q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N)) * keep
                     qs = qs + (q,)
                 hs = hs + (h,)
                 codes = codes + (code,)
@@ -582,7 +670,7 @@ def selective_scan_bwd_kernel(
             for i in tl.static_range(UNROLL):
                 t = begin + group * UNROLL + UNROLL - 1 - i
                 in_dt = (tl.arange(0, BLOCK_D) * 0 + t < end) & in_d
-                in_nt = (tl.arange(0, BLOCK_N) * 0 + t < end) & in_n
+                in_nt = n < tl.where(t < end, N, 0)
                 code = codes[UNROLL - 1 - i]
                 param_code = param_codes[UNROLL - 1 - i]
                 u = us[UNROLL - 1 - i]
@@ -591,7 +679,7 @@ def selective_scan_bwd_kernel(
                 b = tl.load(b_ptr + row_b * stride_b_l, mask=in_nt, other=0.0).to(tl.float32)
                 c = tl.load(c_ptr + row_b * stride_c_l, mask=in_nt, other=0.0).to(tl.float32)
                 dy = _load_grad(dy_ptr, None, t, code, in_dt, stride_dy_l, stride_z_l, PER_STEP, WIDE)
-                decay = tl.exp2(dt[None, :] * a)
+                decay = tl.exp2(_over_states(dt, BLOCK_N) * a)
                 state = hs[UNROLL - i]
                 if WINDOW:
                     r *= ((t + 1) % WINDOW != 0).to(tl.float32)
@@ -599,33 +687,33 @@ def selective_scan_bwd_kernel(
                 if z_ptr is not None:
                     z = tl.load(z_ptr + _position(code, WIDE) * stride_z_l, mask=in_dt, other=0.0).to(tl.float32)
                     gate = _sigmoid(z)
-                    y = tl.sum(state * c[:, None], 0) + skip * u
+                    y = _sum_states(state * _over_channels(c, BLOCK_N), BLOCK_N) + skip * u
                     _put(
                         dz_ptr + _position(code, WIDE) * stride_dz_l,
                         dy * y * gate * (1.0 + z * (1.0 - gate)), in_dt, code, KIND_Z,
                     )  # fmt: skip
                     dy *= z * gate
-                dc = tl.sum(state * dy[None, :], 1)
-                direct = c[:, None] * dy[None, :]
+                dc = _sum_channels(state * _over_states(dy, BLOCK_N), BLOCK_N)
+                direct = _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N)
                 g = direct + ag
                 d_decay = g * hs[UNROLL - 1 - i]
                 d_fresh = g
                 if WINDOW:
                     d_decay += r * (direct + qs[UNROLL - 1 - i])
                     d_fresh += qs[UNROLL - 1 - i]
-                    r = decay * r + b[:, None] * (dt * u)[None, :]
+                    r = decay * r + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)
                 d_decay *= decay
                 ag = decay * g
                 if SCALAR_A:
-                    summed = tl.sum(d_decay, 0)
-                    da += (summed * dt)[None, :]
-                    d_dt = summed * tl.sum(a, 0) * 0.6931471805599453
+                    summed = _sum_states(d_decay, BLOCK_N)
+                    da += _over_states(summed * dt, BLOCK_N)
+                    d_dt = summed * _sum_states(a, BLOCK_N) * 0.6931471805599453
                 else:
-                    da += d_decay * dt[None, :]
-                    d_dt = tl.sum(d_decay * a, 0) * 0.6931471805599453
-                from_b = tl.sum(d_fresh * b[:, None], 0)
+                    da += d_decay * _over_states(dt, BLOCK_N)
+                    d_dt = _sum_states(d_decay * a, BLOCK_N) * 0.6931471805599453
+                from_b = _sum_states(d_fresh * _over_channels(b, BLOCK_N), BLOCK_N)
                 d_dt += from_b * u
-                db = tl.sum(d_fresh * (dt * u)[None, :], 1)
+                db = _sum_channels(d_fresh * _over_states(dt * u, BLOCK_N), BLOCK_N)
                 du = from_b * dt + skip * dy
                 dd += dy * u
                 if SOFTPLUS:
@@ -639,7 +727,7 @@ def selective_scan_bwd_kernel(
 
     row = (batch * chunks + part) * directions + k
     if SCALAR_A:
-        tl.store(da_ptr + row * channels + d, tl.sum(da, 0), mask=in_d)
+        tl.store(da_ptr + row * channels + d, _sum_states(da, BLOCK_N), mask=in_d)
     else:
         tl.store(da_ptr + row * row_size + offset, da, mask=in_nd)
     if dd_ptr is not None:
@@ -662,7 +750,7 @@ def visitor_kernel(order_ptr, visitor_ptr, steps, length, total, FIRST: tl.const
 
 @triton.jit
 def code_kernel(order_ptr, visitor_ptr, code_ptr, steps, length, total, FIRST: tl.constexpr, BLOCK: tl.constexpr):
-    """p at the step that comes to token p before all others do (walking forward if FIRST, else backward), else ~p."""
+    """Mark repeated visits: p at the step that comes to token p first (walking backward unless FIRST), else ~p."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < total
     p = tl.load(order_ptr + i, mask=mask, other=0).to(tl.int32)
@@ -714,7 +802,7 @@ def refuse(problem) -> str:
 
 
 class Target(NamedTuple):
-    """Memory that a kernel writes one result to: (X, B, L, K, W), X and K of size 1 where all programs share a buffer."""
+    """Memory for one result: (X, B, L, K, W), X and K of size 1 where all programs share a buffer."""
 
     buffer: Tensor
     kind: int
@@ -723,45 +811,44 @@ class Target(NamedTuple):
     @property
     def strides(self) -> tuple[int, int, int]:
         """Of batch, token and direction; 0 for a direction that is shared."""
-        _, b, l, k, _ = self.buffer.stride()
-        return b, l, k if self.buffer.shape[3] > 1 else 0
+        batch, token, direction = self.buffer.stride()[1:4]
+        return batch, token, direction if self.buffer.shape[3] > 1 else 0
 
     @property
     def block_stride(self) -> int:
         """Of X."""
         return self.buffer.stride(0) if self.buffer.shape[0] > 1 else 0
 
-    def result(self, sum_directions: bool = False) -> Tensor:
+    def result(self, merge: bool = False) -> Tensor:
         """The result, (B, L, K, W) or (B, L, W)."""
         x = self.buffer[0] if self.buffer.shape[0] == 1 else self.buffer.sum(0)
-        if sum_directions:
+        if merge:
             x = x.squeeze(2) if x.shape[2] == 1 else x.sum(2)
         return x.to(self.dtype)
 
 
 def _target(
-    like: Tensor, dtype, blocks, batch, length, directions, width, *, visitor, chunked, deterministic, sum_directions=False
+    shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, visitor: Tensor | None, chunked: bool, merge: bool = False
 ) -> Target:
-    """Memory for a result (B, L, K, width), summed over `blocks` programs each and, if asked, over directions.
+    """Memory for a result of `shape` (X, B, L, K, W), to be summed over X and, with `merge`, over K.
 
-    `visitor` is None if no token is visited twice, else the table of `_visits`. UPDATE in 16 bits rounds at every
-    further visit of a token, as adding up the visits outside the kernel in that dtype would.
+    `visitor` is None if no program comes to a token twice, else the table of `_visits`. UPDATE in 16 bits rounds at
+    every further visit of a token, as adding up the visits outside the kernel in that dtype would.
     """
-    meet = blocks > 1 or (sum_directions and directions > 1)
-    if (meet and not deterministic) or (visitor is not None and chunked):
-        shape = (1, batch, length, 1 if sum_directions else directions, width)
+    blocks, batch, length, directions, width = shape
+    meet = blocks > 1 or (merge and directions > 1)
+    if (meet and not torch.are_deterministic_algorithms_enabled()) or (visitor is not None and chunked):
+        shape = (1, batch, length, 1 if merge else directions, width)
         return Target(like.new_zeros(shape, dtype=torch.float32), ATOMIC, dtype)
-    kept = torch.float32 if meet else dtype
-    target = Target(
-        like.new_empty((blocks, batch, length, directions, width), dtype=kept), STORE if visitor is None else UPDATE, dtype
-    )
-    if visitor is not None:
-        rows, block = 16, min(128, triton.next_power_of_2(width))
-        grid = (triton.cdiv(length, rows) * directions * batch * blocks,)
-        b, l, k = target.strides
-        clear_unvisited_kernel[grid](
-            visitor, target.buffer, length, width, target.block_stride, b, l, k, batch, directions, ROWS=rows, BLOCK=block
-        )
+    buffer = like.new_empty(shape, dtype=torch.float32 if meet else dtype)
+    if visitor is None:
+        return Target(buffer, STORE, dtype)
+    target = Target(buffer, UPDATE, dtype)
+    rows = 16
+    clear_unvisited_kernel[(triton.cdiv(length, rows) * directions * batch * blocks,)](
+        visitor, buffer, length, width, target.block_stride, *target.strides, batch, directions,
+        ROWS=rows, BLOCK=min(128, triton.next_power_of_2(width)),
+    )  # fmt: skip
     return target
 
 
@@ -840,27 +927,27 @@ class _Inputs:
         spans += [x.stride(-3) * x.shape[-3] + x.shape[-1] for x in outputs]
         return max(spans) >= 2**31
 
-    def chunk_states(self, plan: Plan, block_d: int, first: Tensor | None, dy: Tensor | None, wide: bool) -> Tensor:
+    def chunk_states(self, chunk: int, plan: Plan, first: Tensor | None, dy: Tensor | None, wide: bool) -> Tensor:
         """What every chunk receives, (B, K, chunks, N, D): the state, or with `dy` its adjoint a[t+1] g[t+1]."""
-        chunks = triton.cdiv(self.steps, plan.chunk)
+        chunks = triton.cdiv(self.steps, chunk)
         states = self.new(self.batch, self.directions, chunks, self.d_state, self.channels)
         sums = self.new(self.batch, self.directions, chunks, self.channels)
-        self.run_states(plan.chunk, plan.chunk, block_d, states, sums, dy, wide)
+        self.run_states(chunk, chunk, plan, states, sums, dy, wide)
         meta = {k: v for k, v in self.meta.items() if k != 'SOFTPLUS'}
-        grid = (triton.cdiv(self.channels, block_d) * self.directions * self.batch,)
-        selective_scan_carry_kernel[grid](
+        selective_scan_carry_kernel[self.grid(plan.block_d, 1)](
             self.A, states, sums, first, chunks, self.channels, self.directions,
-            **meta, BLOCK_D=block_d, ADJOINT=dy is not None, num_warps=1,
+            **meta, BLOCK_D=plan.block_d, ADJOINT=dy is not None, num_warps=plan.warps,
         )  # fmt: skip
         return states
 
-    def run_states(self, chunk, segment, block_d, states, sums, dy, wide) -> None:
-        selective_scan_state_kernel[self.grid(block_d, triton.cdiv(self.steps, chunk))](
-            self.u, self.delta, self.A, self.B, self.C, self.z, self.bias, self.order, self.param_order, dy, states, sums,
+    def run_states(self, chunk, segment, plan, states, sums, dy, wide) -> None:
+        selective_scan_state_kernel[self.grid(plan.block_d, triton.cdiv(self.steps, chunk))](
+            self.u, self.delta, self.A, self.B, self.C, self.z, self.bias, self.order, self.param_order, dy,
+            states, sums,
             self.steps, chunk, segment, self.channels, self.directions,
             *self.strides_in, *self.strides_z, *_strides(dy),
-            **self.meta, BLOCK_D=block_d, PER_STEP=self.mode == PER_STEP, ADJOINT=dy is not None, WIDE=wide,
-            STAGES=4, num_warps=1,
+            **self.meta, BLOCK_D=plan.block_d, PER_STEP=self.mode == PER_STEP, ADJOINT=dy is not None, WIDE=wide,
+            STAGES=4, num_warps=plan.warps,
         )  # fmt: skip
 
 
@@ -916,13 +1003,11 @@ def forward(
             table, visitor = _visits(x.order, x.length, first=True)
         elif mode != PER_STEP:
             visitor = x.order  # not None: repeated visits are possible, and the target will be atomic
-        target = _target(
-            u, u.dtype, 1, x.batch, x.steps if mode == PER_STEP else x.length, x.directions, x.channels, visitor=visitor,
-            chunked=plan.chunk > 0, deterministic=deterministic, sum_directions=mode == MERGED,
-        )  # fmt: skip
+        shape = (1, x.batch, x.steps if mode == PER_STEP else x.length, x.directions, x.channels)
+        target = _target(shape, u.dtype, u, visitor, plan.chunk > 0, merge=mode == MERGED)
         wide = x.wide(target.buffer)
         chunks = triton.cdiv(x.steps, plan.chunk) if plan.chunk else 1
-        init = x.chunk_states(plan, plan.block_d, None, None, wide) if plan.chunk else None
+        init = x.chunk_states(plan.chunk, plan, None, None, wide) if plan.chunk else None
         grid = x.grid(plan.block_d, chunks)
         scratch = x.new(grid[0] * x.window * plan.block_d) if x.window else None
         selective_scan_fwd_kernel[grid](
@@ -931,9 +1016,9 @@ def forward(
             x.steps, plan.chunk or x.steps, x.channels, x.directions,
             *x.strides_in, *x.strides_z, *target.strides,
             **x.meta, BLOCK_D=plan.block_d, PER_STEP=mode == PER_STEP, KIND=target.kind, WINDOW=x.window, WIDE=wide,
-            STAGES=4, num_warps=1,
+            STAGES=4, num_warps=plan.warps,
         )  # fmt: skip
-        out = target.result(sum_directions=mode == MERGED)
+        out = target.result(merge=mode == MERGED)
         return out, last.transpose(2, 3).contiguous() if return_last_state else last
 
 
@@ -979,14 +1064,12 @@ def backward(
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     x = _Inputs(*inputs, order, param_order, softplus, mode, window)
     if x.empty:
-        return tuple(
-            None if i is None else torch.zeros_like(i, memory_format=torch.contiguous_format) for i in inputs
-        )
+        return tuple(None if i is None else torch.zeros_like(i, memory_format=torch.contiguous_format) for i in inputs)
     with torch.cuda.device_of(u):
         deterministic = torch.are_deterministic_algorithms_enabled()
         has_table = order is not None or param_order is not None
         plan = x.plan(backward=True, sequential=deterministic and has_table)
-        state_block = x.plan(backward=False, sequential=True).block_d
+        state_plan = x.plan(backward=False, sequential=True)
         dy = _unit_stride(grad_out)
         first = None if grad_state is None else grad_state.to(torch.float32).transpose(2, 3).contiguous()
         blocks = triton.cdiv(x.channels, plan.block_d)
@@ -1000,17 +1083,15 @@ def backward(
         if not plan.chunk and param_order is not None:
             param_codes, param_visitor = _visits(x.param_order, x.length, first=False)
 
-        def target(dtype, count, width, visitor, sum_directions=False):
-            return _target(
-                u, dtype, count, x.batch, x.length, x.directions, width, visitor=visitor, chunked=plan.chunk > 0,
-                deterministic=deterministic, sum_directions=sum_directions,
-            )  # fmt: skip
+        def target(dtype: torch.dtype, count: int, width: int, visitor: Tensor | None, merge: bool = False) -> Target:
+            shape = (count, x.batch, x.length, x.directions, width)
+            return _target(shape, dtype, u, visitor, plan.chunk > 0, merge)
 
         shared_u = u.ndim == 3
         to_u = target(u.dtype, 1, x.channels, visitor, shared_u)
         to_delta = target(delta.dtype, 1, x.channels, param_visitor)
         to_b = target(B.dtype, blocks, x.d_state, param_visitor)
-        to_c = target(C.dtype, blocks, x.d_state, param_visitor)._replace(kind=to_b.kind)
+        to_c = target(C.dtype, blocks, x.d_state, param_visitor)
         to_z = None if z is None else target(z.dtype, 1, x.channels, visitor, True)
         rates = A.shape[-1]
         da = x.new(x.batch * chunks, x.directions, rates, x.channels)
@@ -1019,11 +1100,11 @@ def backward(
         wide = x.wide(to_u.buffer, to_delta.buffer, to_b.buffer, dy if mode == MERGED else dy[:, :, 0])
 
         if plan.chunk:
-            states = x.chunk_states(plan, state_block, None, None, wide)
-            adjoints = x.chunk_states(plan, state_block, first, dy, wide)
+            states = x.chunk_states(plan.chunk, state_plan, None, None, wide)
+            adjoints = x.chunk_states(plan.chunk, state_plan, first, dy, wide)
         else:
             states = x.new(x.batch, x.directions, segments, x.d_state, x.channels)
-            x.run_states(x.steps, plan.segment, state_block, states, None, None, wide)
+            x.run_states(x.steps, plan.segment, state_plan, states, None, None, wide)
             adjoints = first
         grid = x.grid(plan.block_d, chunks)
         groups = triton.cdiv(plan.segment, plan.unroll)
@@ -1031,14 +1112,15 @@ def backward(
         selective_scan_bwd_kernel[grid](
             x.u, x.delta, x.A, x.B, x.C, x.D, x.z, x.bias, codes, param_codes, dy,
             states, adjoints, scratch,
-            to_u.buffer, to_delta.buffer, da, to_b.buffer, to_c.buffer, dd, None if to_z is None else to_z.buffer, dbias,
+            to_u.buffer, to_delta.buffer, da, to_b.buffer, to_c.buffer, dd,
+            None if to_z is None else to_z.buffer, dbias,
             x.steps, plan.segment, segments // chunks, x.channels, x.directions,
             *x.strides_in, *x.strides_z, *_strides(dy),
             *to_u.strides, *to_delta.strides, to_b.block_stride, *to_b.strides,
             *((0, 0, 0) if to_z is None else to_z.strides),
             **x.meta, BLOCK_D=plan.block_d, PER_STEP=mode == PER_STEP,
             KIND_U=to_u.kind, KIND_DELTA=to_delta.kind, KIND_B=to_b.kind, KIND_Z=STORE if to_z is None else to_z.kind,
-            WINDOW=x.window, UNROLL=plan.unroll, WIDE=wide, num_warps=1, num_stages=1,
+            WINDOW=x.window, UNROLL=plan.unroll, WIDE=wide, num_warps=plan.warps, num_stages=1,
         )  # fmt: skip
         return (
             to_u.result(shared_u),
