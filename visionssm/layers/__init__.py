@@ -1,6 +1,6 @@
 """Modules that several families are built from."""
 
-from .embed import ConvDownsample, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
+from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
 from .mamba import MambaBlock, MambaMixer, StreamNorm
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
@@ -9,6 +9,7 @@ from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_b
 __all__ = [
     'SS2D',
     'ConvDownsample',
+    'GridEmbed',
     'MambaBlock',
     'MambaMixer',
     'OverlapStem',

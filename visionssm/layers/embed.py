@@ -107,7 +107,42 @@ class ConvDownsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class StridedPatchEmbed(nn.Module):
+class GridEmbed(nn.Module):
+    """An embedding that knows the image size, and thus the grid, that its model is made for.
+
+    A subclass sets `reduction` and `least`, defines `dynamic_feat_size` and calls `set_input_size`.
+
+    Attributes:
+        reduction: Pixels per token along a side.
+        least: Least height and width of an image.
+        img_size: Height and width that the model is made for.
+        grid_size: Rows and columns of tokens that such images give.
+        num_patches: Their number.
+    """
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Note the size and the grid that it gives.
+
+        Raises:
+            ValueError: If it is below the least.
+        """
+        height, width = to_2tuple(img_size)
+        if min(height, width) < self.least:
+            raise ValueError(f'img_size is {height}x{width}; the least is {self.least}x{self.least}')
+        self.img_size = (height, width)
+        self.grid_size = self.dynamic_feat_size(self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def feat_ratio(self) -> int:
+        """Pixels per token along a side."""
+        return self.reduction
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """The grid that images of `img_size` give."""
+        raise NotImplementedError
+
+
+class StridedPatchEmbed(GridEmbed):
     """Patches of `patch_size` every `stride` pixels as tokens (B, H', W', D), H' = (H - patch_size) // stride + 1.
 
     timm's `PatchEmbed` has no stride of its own. Checking the image size is left to the model.
@@ -138,21 +173,9 @@ class StridedPatchEmbed(nn.Module):
             raise ValueError(f'stride is {stride!r}; allowed are 1..{patch_size}, the patch size')
         self.patch_size = to_2tuple(patch_size)
         self.stride = to_2tuple(stride)
+        self.reduction, self.least = stride, patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=stride, device=device, dtype=dtype)
         self.set_input_size(img_size)
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Note the size and the grid that it gives."""
-        height, width = to_2tuple(img_size)
-        if min(height, width) < self.patch_size[0]:
-            raise ValueError(f'img_size is {height}x{width}; the least is one patch, {self.patch_size[0]} a side')
-        self.img_size = (height, width)
-        self.grid_size = self.dynamic_feat_size(self.img_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-
-    def feat_ratio(self) -> int:
-        """Pixels per token along a side."""
-        return self.stride[0]
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """The grid that images of `img_size` give."""
