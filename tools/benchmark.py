@@ -14,14 +14,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import timm
 import torch
 
+import visionssm.models  # noqa: F401 - registers the models
 from visionssm.ops import _cpu, selective_scan
 from visionssm.scans import get_scan
 
 HERE = Path(__file__).resolve().parent
+MODELS = [
+    'vmamba_tiny_s1l8',
+    'swin_tiny_patch4_window7_224',
+    'convnext_tiny',
+    'mambaout_tiny',
+    'deit_small_patch16_224',
+]
+MODELS += ['vim_small_patch16_224', 'vim_tiny_patch16_224@448', 'deit_tiny_patch16_224@448']
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 
 
@@ -71,16 +82,16 @@ def scan_problem(batch, height, width, channels, directions, d_state):
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    tensors = dict(
-        u=normal(batch, length, channels),
+    tensors = {
+        'u': normal(batch, length, channels),
         # as a batched projection leaves it: one matrix per direction
-        delta=normal(directions, batch, length, channels).permute(1, 2, 0, 3),
-        A=-torch.exp(normal(directions, channels, d_state)),
-        B=normal(batch, length, directions, d_state),
-        C=normal(batch, length, directions, d_state),
-        D=normal(directions, channels),
-        delta_bias=normal(directions, channels) - 3,
-    )
+        'delta': normal(directions, batch, length, channels).permute(1, 2, 0, 3),
+        'A': -torch.exp(normal(directions, channels, d_state)),
+        'B': normal(batch, length, directions, d_state),
+        'C': normal(batch, length, directions, d_state),
+        'D': normal(directions, channels),
+        'delta_bias': normal(directions, channels) - 3,
+    }
     name = 'cross' if directions == 4 else 'bidirectional'
     order = torch.from_numpy(get_scan(name).table(height, width).copy())
     return {key: x.requires_grad_() for key, x in tensors.items()}, order
@@ -109,51 +120,44 @@ def peak_extra_bytes(function: Callable[[], object]) -> int:
     return peak
 
 
-def bench_scan(rounds: int, backends: list[str]) -> list[dict]:
-    """Time every backend, the sequential loop and the floor at the issue's shapes."""
-    floor = floor_function()
+def bench_scan(rounds: int, backends: list[str], shape: tuple[int, ...], floor: Callable) -> list[dict]:
+    """Time every backend, the sequential loop and the floor at one shape: forward, then forward and backward."""
+    batch, height, width, channels, directions, d_state = shape
+    tensors, order = scan_problem(*shape)
+    leaves = list(tensors.values())
+    work = (batch * directions * height * width, channels, d_state)
     threads, gomp = torch.get_num_threads(), _cpu._gomp_parallel()
-    results = []
-    for shape in SCAN_SHAPES:
-        batch, height, width, channels, directions, d_state = shape
-        tensors, order = scan_problem(*shape)
-        tokens = batch * directions * height * width
-        grad = torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(1))
+    grad = torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(1))
+    functions = {b: partial(selective_scan, **tensors, delta_softplus=True, order=order, backend=b) for b in backends}
+    functions['loop'] = partial(sequential_loop, **tensors, order=order)
 
-        def ours(backend, tensors=tensors, order=order):
-            return selective_scan(**tensors, delta_softplus=True, order=order, backend=backend)
-
-        def loop(tensors=tensors, order=order):
-            return sequential_loop(**tensors, order=order)
-
-        def forward(function, *args):
-            def run():
-                with torch.no_grad():
-                    return function(*args)
-
-            return run
-
-        def forward_backward(function, *args, tensors=tensors, grad=grad):
-            return lambda: torch.autograd.grad(function(*args), list(tensors.values()), grad)
-
-        floors = [(lambda back=back: floor(tokens, channels, d_state, back, threads, gomp)) for back in (0, 1)]
+    def forward(name):
         with torch.no_grad():
-            worst = max((ours(b) - loop()).abs().max().item() for b in backends)
-        for what, wrap in (('forward', forward), ('forward+backward', forward_backward)):
-            sides = {backend: (wrap(ours, backend), rounds) for backend in backends}
-            sides['loop'] = (wrap(loop), max(3, rounds // 5))
-            sides['floor'] = (floors[0] if what == 'forward' else lambda f=floors: [g() for g in f], rounds)
-            medians = interleaved_medians(sides)
-            row = {'shape': shape, 'what': what, 'ms': {name: 1e3 * value for name, value in medians.items()}}
-            row['loop_over_cpu'] = medians['loop'] / medians['cpu']
-            row['cpu_over_floor'] = medians['cpu'] / medians['floor']
-            if what == 'forward':
-                output = batch * height * width * channels * 4
-                row['peak_over_output'] = peak_extra_bytes(forward(ours, 'cpu')) / output
-                row['max_abs_difference'] = worst
-            results.append(row)
-            print(format_scan_row(row), flush=True)
-    return results
+            return functions[name]()
+
+    def forward_backward(name):
+        return torch.autograd.grad(functions[name](), leaves, grad)
+
+    def bare(passes):
+        for backward in range(passes):
+            floor(*work, backward, threads, gomp)
+
+    rows = []
+    for what, run, passes in (('forward', forward, 1), ('forward+backward', forward_backward, 2)):
+        sides = {b: (partial(run, b), rounds) for b in backends}
+        sides['loop'] = (partial(run, 'loop'), max(3, rounds // 5))
+        sides['floor'] = (partial(bare, passes), rounds)
+        medians = interleaved_medians(sides)
+        row = {'shape': shape, 'what': what, 'ms': {name: 1e3 * value for name, value in medians.items()}}
+        row['loop_over_cpu'] = medians['loop'] / medians['cpu']
+        row['cpu_over_floor'] = medians['cpu'] / medians['floor']
+        if what == 'forward':
+            expected = forward('loop')
+            row['max_abs_difference'] = max((forward(b) - expected).abs().max().item() for b in backends)
+            row['peak_over_output'] = peak_extra_bytes(partial(forward, 'cpu')) / (expected.numel() * 4)
+        rows.append(row)
+        print(format_scan_row(row), flush=True)
+    return rows
 
 
 def format_scan_row(row: dict) -> str:
@@ -164,6 +168,45 @@ def format_scan_row(row: dict) -> str:
     if 'peak_over_output' in row:
         text += f'  peak/output {row["peak_over_output"]:.2f}'
     return text
+
+
+def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int) -> list[dict]:
+    """Images/s of inference of (model, image side) pairs, taken in turn on one random batch each."""
+    sides = {}
+    for name, side in pairs:
+        model = create(name, side)
+        x = torch.randn(batch, 3, side, side)
+        sides[f'{name}@{side}'] = (partial(infer, model, x), rounds)
+    rows = []
+    for name, seconds in interleaved_medians(sides).items():
+        rows.append({'model': name, 'images_per_second': batch / seconds, 'ms': 1e3 * seconds})
+    for row in rows:
+        print(f'{row["model"]:44} {row["images_per_second"]:8.2f} images/s {row["ms"]:9.1f} ms', flush=True)
+    return rows
+
+
+def create(name: str, side: int) -> torch.nn.Module:
+    """The model in eval mode, made for images of that side if it is made for one side at all."""
+    default = timm.get_pretrained_cfg(name).input_size[-1]
+    return timm.create_model(name, **({} if side == default else {'img_size': side})).eval()
+
+
+def infer(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One forward pass without gradients."""
+    with torch.inference_mode():
+        return model(x)
+
+
+def profile_model(name: str, side: int, batch: int) -> str:
+    """Where the time of a forward pass goes: torch's own operators, by their own time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model, x = create(name, side), torch.randn(batch, 3, side, side)
+    infer(model, x)
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for _ in range(3):
+            infer(model, x)
+    return record.key_averages().table(sort_by='self_cpu_time_total', row_limit=15, max_name_column_width=45)
 
 
 def machine() -> dict:
@@ -190,13 +233,40 @@ def main() -> int:
     scan.add_argument('--rounds', type=int, default=15, help='timed runs of each side (default: 15)')
     scan.add_argument('--backends', nargs='+', default=['cpu', 'torch'], help='backends to time (default: cpu torch)')
     scan.add_argument('--json', type=Path, help='write the results here')
+    models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
+    models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
+    models.add_argument('--batch', type=int, default=8, help='images at once (default: 8)')
+    models.add_argument('--rounds', type=int, default=5, help='timed runs of each model (default: 5)')
+    models.add_argument('--profile', metavar='NAME[@SIDE]', help='show where the time of one model goes instead')
+    models.add_argument('--json', type=Path, help='write the results here')
+    kernels = commands.add_parser('kernels', help='what the GPU kernels cost, from compiled code; needs no GPU')
+    kernels.add_argument('--model-bytes', action='store_true', required=True, help='bytes and instructions per element')
     args = parser.parse_args()
+    if args.command == 'kernels':
+        from _kernel_bytes import model_bytes_table
+
+        print(model_bytes_table())
+        return 0
     report = {'machine': machine()}
     print(report['machine'])
-    report['results'] = bench_scan(args.rounds, args.backends)
+    if args.command == 'models':
+        if args.profile:
+            print(profile_model(*named_side(args.profile), args.batch))
+            return 0
+        report['results'] = bench_models([named_side(name) for name in args.models], args.batch, args.rounds)
+    else:
+        floor = floor_function()
+        rows = [bench_scan(args.rounds, args.backends, shape, floor) for shape in SCAN_SHAPES]
+        report['results'] = sum(rows, [])
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + '\n')
     return 0
+
+
+def named_side(name: str) -> tuple[str, int]:
+    """Split NAME@SIDE; the side is 224 unless given."""
+    name, _, side = name.partition('@')
+    return name, int(side or 224)
 
 
 if __name__ == '__main__':

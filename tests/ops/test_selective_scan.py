@@ -28,16 +28,16 @@ def problem(B=2, L=13, K=2, D=6, N=3, *, shared=True, z=False, scalar=False, dty
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    tensors = dict(
-        u=normal(B, L, D) if shared else normal(B, L, K, D),
-        delta=normal(B, L, K, D),
-        A=-torch.exp(normal(K, D, 1 if scalar else N)),
-        B=normal(B, L, K, N),
-        C=normal(B, L, K, N),
-        D=normal(K, D),
-        z=normal(B, L, D) if z else None,
-        delta_bias=normal(K, D),
-    )
+    tensors = {
+        'u': normal(B, L, D) if shared else normal(B, L, K, D),
+        'delta': normal(B, L, K, D),
+        'A': -torch.exp(normal(K, D, 1 if scalar else N)),
+        'B': normal(B, L, K, N),
+        'C': normal(B, L, K, N),
+        'D': normal(K, D),
+        'z': normal(B, L, D) if z else None,
+        'delta_bias': normal(K, D),
+    }
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {k: x if x is None else x.to(wide if k in PARAMETERS else dtype) for k, x in tensors.items()}
 

@@ -31,7 +31,8 @@ class CompileError(RuntimeError):
     """The C++ kernel can't be compiled or loaded on this machine: the message says why."""
 
 
-_INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads groups'
+_INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads'
+_INTS += ' groups'
 _INPUTS = 'u delta z A B C D bias order param_order'
 _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
 _OUTPUTS = 'out last_state gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'

@@ -1,6 +1,6 @@
 """Which backend runs an op: explicit argument > `use_backend` > `VISIONSSM_BACKEND` > automatic, by tensor.
 
-A backend is a module with `refuse(problem)`, `forward(...)` and `backward(...)`; adding one is one `Backend` entry below.
+A backend is a module with `refuse(problem)`, `forward(...)` and `backward(...)`; adding one is one `Backend` entry.
 Automatic takes the first backend that does not refuse; `torch` never does. A backend that is asked for by name and
 refuses raises. A refusal in automatic mode is logged once with its reason.
 """
@@ -24,7 +24,7 @@ _logger = logging.getLogger('visionssm.ops')
 
 
 class Problem(NamedTuple):
-    """What a backend looks at to accept or refuse: device type, dtype of the tokens, d_state, steps, local window (0: none)."""
+    """What a backend accepts or refuses by: device type, dtype of the tokens, d_state, steps, window (0: none)."""
 
     device: str
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""The definition of the selective scan: sequential, obvious, any floating dtype. Every other backend is checked against it."""
+"""The definition of the selective scan: sequential, obvious, any dtype. Every backend is checked against it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class _Scan(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """One chunk of c steps: u, raw delta, dt as (B, c, K, D); B, C as (B, c, K, N); decay a and input b (B, c, K, D, N)."""
+    """A chunk of c steps: u, raw delta, dt (B, c, K, D); B, C (B, c, K, N); decay a and input b (B, c, K, D, N)."""
 
     u: Tensor
     raw: Tensor
@@ -103,7 +103,7 @@ def _scan_backward(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 def _shift(x: Tensor, by: int, fill: Tensor | None = None) -> Tensor:
-    """x moved along dim 1 by one step (+1: x[t-1] at t, -1: x[t+1] at t), with `fill` or 0 at the free end."""
+    """Move x along dim 1 by one step (+1: x[t-1] at t, -1: x[t+1] at t), with `fill` or 0 at the free end."""
     edge = torch.zeros_like(x[:, :1]) if fill is None else fill.unsqueeze(1)
     return torch.cat((edge, x[:, :-1]), 1) if by > 0 else torch.cat((x[:, 1:], edge), 1)
 

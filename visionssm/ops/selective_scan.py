@@ -200,7 +200,8 @@ def check_scan_inputs(
     for name, (x, shape) in expected.items():
         if x is not None and tuple(x.shape) != shape:
             raise ValueError(
-                f'{name} has shape {_shape(x)}; expected {shape} from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}'
+                f'{name} has shape {_shape(x)}; expected {shape} '
+                f'from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}'
             )
     _check_order('order', order, directions, length)
     _check_order('param_order', param_order, directions, length)
