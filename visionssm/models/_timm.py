@@ -60,7 +60,7 @@ def build(
     pretrained_cfg = resolve_pretrained_cfg(
         variant, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
     )
-    file = pretrained_cfg.file
+    file = pretrained_cfg.file if pretrained_cfg.source != 'local-dir' else None  # a folder is timm's to read
     if pretrained and file:
         # timm would take averaged weights first, whatever upstream evaluates
         pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, state_dict=load_checkpoint(file))

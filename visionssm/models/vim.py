@@ -189,7 +189,7 @@ class Vim(Isotropic):
     def _pool(self, x: Tensor) -> Tensor:
         middle = (x.shape[1] - 1) // 2
         if self.global_pool == 'token':
-            x = x[:, middle]
+            x = x[:, middle : middle + 1].squeeze(1)  # an index would tie a compiled graph to one size
         elif self.global_pool == 'avg':
             x = torch.cat([x[:, :middle], x[:, middle + 1 :]], 1).mean(1)
         return x
