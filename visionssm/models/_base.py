@@ -1,7 +1,11 @@
 """timm's contract, written once for pyramids and once for models of one resolution."""
 
+import math
+import re
+from collections.abc import Callable, Iterable
+
 import torch
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, resample_abs_pos_embed
 from timm.models import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
@@ -203,7 +207,7 @@ class Pyramid(ScanningBackbone):
 class Isotropic(ScanningBackbone):
     """Embedding, blocks at one resolution, norm, pooling, linear classifier.
 
-    A subclass sets `patch_embed`, `blocks`, `norm`, `head_drop` and `head`, and defines:
+    A subclass sets `patch_embed` (a `GridEmbed`), `pos_embed`, `blocks`, `norm`, `head_drop` and `head`, and defines:
 
     - `_prepare(images)`: the stream that blocks work on, and the visiting orders (K, T) that every block gets;
     - `_spatial(stream, height, width)`: the map (B, H, W, D) of patches in it;
@@ -304,6 +308,24 @@ class Isotropic(ScanningBackbone):
         return maps if intermediates_only else (self.norm(x), maps)
 
     @torch.jit.ignore
+    def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
+        """Position embeddings for another grid: bicubic, without antialiasing."""
+        return resample_abs_pos_embed(pos_embed, new_size, old_size, 0, 'bicubic', False)
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make the model for images of another size: position embeddings are resampled and stay parameters.
+
+        Raises:
+            ValueError: If the size is below the least.
+        """
+        old = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        resampled = self.resample_pos_embed(self.pos_embed.detach(), self.patch_embed.grid_size, old)
+        self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
+        record_args(self, img_size=self.patch_embed.img_size)
+
+    @torch.jit.ignore
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -347,3 +369,46 @@ class Isotropic(ScanningBackbone):
             'stem': r'^cls_token|pos_embed|patch_embed',
             'blocks': [(r'^blocks\.(\d+)', None), (r'^norm', (99999,))],
         }
+
+
+def rename(
+    state_dict: dict[str, Tensor], replacements: Iterable[tuple[str, str | Callable[[re.Match], str]]]
+) -> dict[str, Tensor]:
+    """The same tensors under names with every (pattern, replacement) of `re.sub` applied in turn."""
+    renamed = {}
+    for name, x in state_dict.items():
+        for pattern, new in replacements:
+            name = re.sub(pattern, new, name)
+        renamed[name] = x
+    return renamed
+
+
+def fit_pos_embed(state_dict: dict[str, Tensor], model: Isotropic) -> dict[str, Tensor]:
+    """Resample the position embeddings of a checkpoint to the grid of `model`, if they are for another.
+
+    Raises:
+        ValueError: If the grid that they are for is not known.
+    """
+    pos_embed = state_dict.get('pos_embed')
+    if pos_embed is None or pos_embed.ndim != 3:
+        return state_dict
+    embed = model.patch_embed
+    old = _source_grid(pos_embed.shape[1] - (model.pos_embed.shape[1] - embed.num_patches), model)
+    if old == embed.grid_size:
+        return state_dict
+    return {**state_dict, 'pos_embed': model.resample_pos_embed(pos_embed, embed.grid_size, old)}
+
+
+def _source_grid(tokens: int, model: Isotropic) -> tuple[int, int]:
+    embed = model.patch_embed
+    size = getattr(model, 'pretrained_model_args', {}).get('img_size')  # of a saved model, from its config
+    if size is not None:
+        grid = embed.dynamic_feat_size((size, size) if isinstance(size, int) else tuple(size))
+        if grid[0] * grid[1] == tokens:
+            return grid
+    if embed.num_patches == tokens:
+        return embed.grid_size
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"pos_embed has {tokens} patches: not the model's {embed.num_patches}, and no square grid")
+    return side, side
