@@ -36,6 +36,13 @@ MODELS += ['vim_small_patch16_224', 'vim_tiny_patch16_224@448', 'deit_tiny_patch
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 
 
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> dict[str, float]:
     """Median seconds of every side; (function, rounds), the sides taken in turn so that drift hits all alike."""
     for function, _ in sides.values():
@@ -44,17 +51,15 @@ def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> d
     for turn in range(max(rounds for _, rounds in sides.values())):
         for name, (function, rounds) in sides.items():
             if turn < rounds:
-                start = time.perf_counter()
-                function()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds(function))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def sequential_loop(u, delta, A, B, C, D, delta_bias, order):
+def sequential_loop(u, delta, A, B, C, D, delta_bias, order, indexed=False):
     """What research repositories run without their extension: permuted copies, decays in memory, a loop over tokens.
 
-    They index `decay[:, t]` in the loop, whose backward fills a tensor of full size at every step; `unbind` does not,
-    so the ratios below are against a better loop than theirs.
+    They index `decay[:, t]` in the loop (`indexed`), whose backward fills a tensor of full size at every step; the plain
+    form here unbinds, so ratios to it are ratios to a better loop than theirs.
     """
     batch, length, channels = u.shape
     directions = delta.shape[2]
@@ -67,7 +72,11 @@ def sequential_loop(u, delta, A, B, C, D, delta_bias, order):
     fresh = (dt * x).unsqueeze(-1) * B.unsqueeze(3)
     state = u.new_zeros(batch, directions, channels, A.shape[-1])
     ys = []
-    for decay_t, fresh_t, C_t in zip(decay.unbind(1), fresh.unbind(1), C.unbind(1), strict=True):
+
+    def along_steps(x):
+        return (x[:, t] for t in range(length)) if indexed else x.unbind(1)
+
+    for decay_t, fresh_t, C_t in zip(along_steps(decay), along_steps(fresh), along_steps(C), strict=True):
         state = decay_t * state + fresh_t
         ys.append(torch.einsum('bkdn,bkn->bkd', state, C_t))
     y = torch.stack(ys, 1) + D * x
@@ -120,7 +129,9 @@ def peak_extra_bytes(function: Callable[[], object]) -> int:
     return peak
 
 
-def bench_scan(rounds: int, backends: list[str], shape: tuple[int, ...], floor: Callable) -> list[dict]:
+def bench_scan(
+    rounds: int, backends: list[str], shape: tuple[int, ...], floor: Callable, indexed: bool = False
+) -> list[dict]:
     """Time every backend, the sequential loop and the floor at one shape: forward, then forward and backward."""
     batch, height, width, channels, directions, d_state = shape
     tensors, order = scan_problem(*shape)
@@ -155,6 +166,10 @@ def bench_scan(rounds: int, backends: list[str], shape: tuple[int, ...], floor: 
             expected = forward('loop')
             row['max_abs_difference'] = max((forward(b) - expected).abs().max().item() for b in backends)
             row['peak_over_output'] = peak_extra_bytes(partial(forward, 'cpu')) / (expected.numel() * 4)
+        if indexed and what == 'forward+backward':  # minutes: once
+            functions['indexed loop'] = partial(sequential_loop, **tensors, order=order, indexed=True)
+            row['ms']['indexed loop'] = 1e3 * seconds(partial(run, 'indexed loop'))
+            row['indexed_loop_over_cpu'] = row['ms']['indexed loop'] / row['ms']['cpu']
         rows.append(row)
         print(format_scan_row(row), flush=True)
     return rows
@@ -165,6 +180,8 @@ def format_scan_row(row: dict) -> str:
     times = '  '.join(f'{name} {value:9.2f} ms' for name, value in row['ms'].items())
     text = f'{str(row["shape"]):28} {row["what"]:17} {times}  loop/cpu {row["loop_over_cpu"]:6.1f}x'
     text += f'  cpu/floor {row["cpu_over_floor"]:5.2f}x'
+    if 'indexed_loop_over_cpu' in row:
+        text += f'  indexed loop/cpu {row["indexed_loop_over_cpu"]:.0f}x'
     if 'peak_over_output' in row:
         text += f'  peak/output {row["peak_over_output"]:.2f}'
     return text
@@ -178,8 +195,8 @@ def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int) -> list[
         x = torch.randn(batch, 3, side, side)
         sides[f'{name}@{side}'] = (partial(infer, model, x), rounds)
     rows = []
-    for name, seconds in interleaved_medians(sides).items():
-        rows.append({'model': name, 'images_per_second': batch / seconds, 'ms': 1e3 * seconds})
+    for name, median in interleaved_medians(sides).items():
+        rows.append({'model': name, 'images_per_second': batch / median, 'ms': 1e3 * median})
     for row in rows:
         print(f'{row["model"]:44} {row["images_per_second"]:8.2f} images/s {row["ms"]:9.1f} ms', flush=True)
     return rows
@@ -232,6 +249,7 @@ def main() -> int:
     scan = commands.add_parser('scan', help='the scan op against the sequential loop and the floor, on this CPU')
     scan.add_argument('--rounds', type=int, default=15, help='timed runs of each side (default: 15)')
     scan.add_argument('--backends', nargs='+', default=['cpu', 'torch'], help='backends to time (default: cpu torch)')
+    scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code has it; many minutes')
     scan.add_argument('--json', type=Path, help='write the results here')
     models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
@@ -256,7 +274,7 @@ def main() -> int:
         report['results'] = bench_models([named_side(name) for name in args.models], args.batch, args.rounds)
     else:
         floor = floor_function()
-        rows = [bench_scan(args.rounds, args.backends, shape, floor) for shape in SCAN_SHAPES]
+        rows = [bench_scan(args.rounds, args.backends, shape, floor, args.indexed_loop) for shape in SCAN_SHAPES]
         report['results'] = sum(rows, [])
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + '\n')

@@ -100,6 +100,8 @@ def compile_library(source: str) -> Path:
             return target
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_own(folder):
+                raise PermissionError('it belongs to somebody else')
             return _compile_into(target, compiler, source)
         except OSError as error:  # read-only or full: try the next folder
             failures.append(f'{folder}: {error}')
@@ -111,7 +113,7 @@ def _user() -> str:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether `path` is a file that this user, and nobody else, put there: a library is code that we run."""
+    """Whether `path` exists and belongs to this user or to root: what lies there is code that we run."""
     try:
         status = path.stat()
     except OSError:
