@@ -2,13 +2,16 @@
 
 from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
 from .mamba import MambaBlock, MambaMixer, StreamNorm
+from .mlp import ChannelGate, DepthwiseMlp
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
 
 __all__ = [
     'SS2D',
+    'ChannelGate',
     'ConvDownsample',
+    'DepthwiseMlp',
     'GridEmbed',
     'MambaBlock',
     'MambaMixer',

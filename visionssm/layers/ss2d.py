@@ -29,6 +29,7 @@ class SS2D(ScanningModule):
         mixer: 'mamba1' or 'mamba2'.
         scan: Scan order; it decides the number of parameter sets.
         directions: Number of directions asked of `scan`.
+        direction: The one direction of `scan` to walk, with one parameter set; None: all.
 
     Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz).
     """
@@ -45,6 +46,7 @@ class SS2D(ScanningModule):
         mixer: str = 'mamba1',
         scan: ScanSpec = 'cross',
         directions: int = 4,
+        direction: int | None = None,
         device=None,
         dtype=None,
     ) -> None:
@@ -57,7 +59,9 @@ class SS2D(ScanningModule):
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=conv_bias, **dd)
         self.act = get_act_layer(act_layer)()
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
-        self.ssm = SelectiveSSM(d_inner, d_state, rank, order.directions, mixer, **dd)
+        self.direction = -1 if direction is None else direction
+        sets = order.directions if direction is None else 1
+        self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
@@ -70,7 +74,10 @@ class SS2D(ScanningModule):
         if self.gate:
             x, z = x.chunk(2, -1)
         x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
-        y = self.ssm(x, scan_order(self.scan, height, width, x))
+        order = scan_order(self.scan, height, width, x)
+        if self.direction >= 0:
+            order = order[self.direction : self.direction + 1]
+        y = self.ssm(x, order)
         y = self.norm(y).to(x.dtype).unflatten(1, (height, width))
         if self.gate:
             y = y * F.silu(z)

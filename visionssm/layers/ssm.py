@@ -122,27 +122,39 @@ class SelectiveSSM(nn.Module):
             init_dt_bias(self.dt_proj_bias)
             init_A_log(self.A_log)
 
-    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+    def forward(self, x: Tensor, order: Tensor, index: int = -1, per_step: bool = False) -> Tensor:
         """Scan.
 
         Args:
             x: Tokens in pixel order, (B, L, D).
-            order: Visiting orders, (K, T).
+            order: Visiting orders, (K, T); (1, T) with `index`.
+            index: The one parameter set to use; -1: all, one per direction.
+            per_step: Return what each step puts out instead of summing it to its token.
 
         Returns:
-            (B, L, D), dtype of `x`.
+            (B, L, D), or (B, T, K, D) with `per_step`; dtype of `x`.
         """
-        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
-        delta, B, C = split_projection(projected, self.dt_proj_weight, self.d_state)
+        x_proj, dt_proj, dt_bias = self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias
+        A_log, D = self.A_log, self.D
+        if index >= 0:
+            x_proj, dt_bias = x_proj[index : index + 1], dt_bias[index : index + 1]
+            A_log, D = A_log[index : index + 1], D[index : index + 1]
+            if dt_proj is not None:
+                dt_proj = dt_proj[index : index + 1]
+        projected = F.linear(x, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2])
+        delta, B, C = split_projection(projected, dt_proj, self.d_state)
         return scan_tokens(
             x,
             delta,
-            decay_rates(self.A_log),
+            decay_rates(A_log),
             B,
             C,
-            at_least_fp32(self.D),
+            at_least_fp32(D),
             None,
-            at_least_fp32(self.dt_proj_bias),
+            at_least_fp32(dt_bias),
             True,
             order,
+            None,
+            not per_step,
+            per_step,
         )

@@ -1,0 +1,55 @@
+"""Channel networks on maps: the MLP with a depthwise convolution, and the gate of squeeze-and-excitation."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DepthwiseMlp(nn.Module):
+    """Linear, depthwise 3x3 convolution, GELU, linear, on (B, H, W, C).
+
+    Args:
+        dim: Channels in and out.
+        hidden: Channels between.
+        residual: Add the convolution's input to its output.
+    """
+
+    def __init__(self, dim: int, hidden: int, residual: bool = False, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.residual = residual
+        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to a map."""
+        x = self.fc1(x)
+        y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.residual:
+            y = x + y
+        return self.fc2(self.act(y))
+
+
+class ChannelGate(nn.Module):
+    """Squeeze-and-excitation weights (B, 1, 1, C) of a map (B, H, W, C); whoever asks multiplies.
+
+    timm's `SqueezeExcite` multiplies its own input; GroupMamba weighs another map.
+
+    Args:
+        dim: Channels.
+        hidden: Channels between.
+        bias: Whether the two linear layers have biases.
+
+    Source: arXiv:1709.01507, section 3.
+    """
+
+    def __init__(self, dim: int, hidden: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.fc1 = nn.Linear(dim, hidden, bias=bias, **dd)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels."""
+        return self.fc2(F.relu(self.fc1(x.mean((1, 2), keepdim=True)))).sigmoid()
