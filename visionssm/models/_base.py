@@ -32,18 +32,20 @@ class ScanningBackbone(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling, if any, then blocks at one resolution.
+    """Downsampling, if any, then blocks at one resolution, and a norm where the family has one.
 
     Args:
         downsample: Module that halves the map, or an identity.
         blocks: Blocks in order.
+        norm: Norm of the last block's map, which the next stage then reads; None: none.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if norm is None else norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stage on (B, H, W, C)."""
@@ -52,7 +54,7 @@ class Stage(nn.Module):
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
-        return x
+        return self.norm(x)
 
 
 class Pyramid(ScanningBackbone):
