@@ -53,11 +53,12 @@ def checkpoint_globals() -> AbstractContextManager:
     return torch.serialization.safe_globals(list(_GLOBALS))
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def load_checkpoint(path: str | Path, container: str | None = None) -> dict[str, Tensor]:
     """The weights in a checkpoint file, with wrapper prefixes removed.
 
     Args:
         path: A `.safetensors` file, or anything that `torch.save` wrote. No code in it is run.
+        container: As of `unwrap`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -80,7 +81,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything; none of it helps the reader
         raise ValueError(f'{path} cannot be read as a checkpoint: {_reason(path, error)}') from None
-    return unwrap(content, str(path))
+    return unwrap(content, str(path), container)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -94,19 +95,20 @@ def _reason(path: Path, error: Exception) -> str:
     return f'it is damaged, or was not written by torch.save ({type(error).__name__})'
 
 
-def unwrap(content: Any, source: str = 'the checkpoint') -> dict[str, Tensor]:
+def unwrap(content: Any, source: str = 'the checkpoint', container: str | None = None) -> dict[str, Tensor]:
     """The state dict inside a training checkpoint: its container, without wrapper prefixes.
 
     Args:
         content: What the file held: a state dict, or a dict with one under a name of `CONTAINERS`.
         source: What to call it in errors.
+        container: The name to try before `CONTAINERS`.
 
     Raises:
         ValueError: If there are no weights in it, or values that are not tensors among them.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f'{source} holds a {type(content).__name__}, not a dict of weights')
-    weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    weights = next((content[key] for key in (container, *CONTAINERS) if isinstance(content.get(key), Mapping)), content)
     if not weights:
         raise ValueError(f'{source} holds no weights')
     other = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]

@@ -40,6 +40,7 @@ def build(
     pretrained: bool,
     filter_fn: FilterFn,
     out_indices: int | Sequence[int] = (0, 1, 2, 3),
+    container: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """`build_model_with_cfg` with our reading of local files and our check that weights fit.
@@ -52,6 +53,7 @@ def build(
         pretrained: Load the weights that the configuration points to; `file=` in it is read by `load_checkpoint`.
         filter_fn: Upstream names to ours.
         out_indices: Default levels of `features_only`.
+        container: Where checkpoints keep the weights that upstream evaluates, if not where `unwrap` looks first.
         **kwargs: As given to `timm.create_model`.
 
     Raises:
@@ -63,14 +65,15 @@ def build(
     file = pretrained_cfg.file if pretrained_cfg.source != 'local-dir' else None  # a folder is timm's to read
     if pretrained and file:
         # timm would take averaged weights first, whatever upstream evaluates
-        pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, state_dict=load_checkpoint(file))
+        pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, state_dict=load_checkpoint(file, container))
     features_only = kwargs.get('features_only', False)
 
     def checked_filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        state_dict = filter_fn(unwrap(state_dict), model)
+        state_dict = filter_fn(unwrap(state_dict, container=container), model)
         optional = []
         if features_only or model.num_classes != pretrained_cfg.num_classes:
-            optional.append(f'{pretrained_cfg.classifier}.')  # timm leaves these out
+            heads = pretrained_cfg.classifier  # timm leaves these out
+            optional += [f'{head}.' for head in ((heads,) if isinstance(heads, str) else heads)]
         if features_only:
             optional.append('norm.')  # not read unless norm=True
         if model.in_chans != pretrained_cfg.input_size[0]:
