@@ -58,8 +58,8 @@ def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> d
 def sequential_loop(u, delta, A, B, C, D, delta_bias, order, indexed=False):
     """What research repositories run without their extension: permuted copies, decays in memory, a loop over tokens.
 
-    They index `decay[:, t]` in the loop (`indexed`), whose backward fills a tensor of full size at every step; the plain
-    form here unbinds, so ratios to it are ratios to a better loop than theirs.
+    They index `decay[:, t]` in the loop (`indexed`), whose backward fills a tensor of full size at every step; the
+    plain form here unbinds, so ratios to it are ratios to a better loop than theirs.
     """
     batch, length, channels = u.shape
     directions = delta.shape[2]

@@ -25,6 +25,7 @@ _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MERGED, _PER_DIRECTION, _PER_STEP = 0, 1, 2
 _COMPILE_SECONDS = 300
+_UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
 
 
 class CompileError(RuntimeError):
@@ -216,7 +217,9 @@ class _Call:
         scan.steps, scan.states = length if order is None else order.shape[1], B.shape[-1]
         scan.scalar_decay = int(A.shape[-1] == 1 and B.shape[-1] > 1)
         scan.softplus, scan.mode, scan.window = int(softplus), mode, window
-        scan.u_per_dir, scan.threads = int(u.ndim == 4), torch.get_num_threads()
+        scan.u_per_dir = int(u.ndim == 4)
+        updates = batch * scan.steps * directions * channels * scan.states
+        scan.threads = max(1, min(torch.get_num_threads(), updates // _UPDATES_PER_THREAD))
         scan.gomp_parallel = _gomp_parallel()
 
         u = self.point('u', _rows(u, (u.dtype,)))
