@@ -67,15 +67,16 @@ def load_checkpoint(path: str | Path, container: str | None = None) -> dict[str,
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint file at {path}')
-    if path.stat().st_size == 0:
-        raise ValueError(f'{path} is empty')
+    with path.open('rb') as stream:  # a file that must not be read says so here
+        if not stream.read(1):
+            raise ValueError(f'{path} is empty')
     try:
         if path.suffix == '.safetensors':
             content = load_file(path)
         else:
             with checkpoint_globals():
                 content = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except SafetensorError as error:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
