@@ -1,0 +1,281 @@
+"""Files from anywhere: what loads, what is refused, and what the refusal says."""
+
+import argparse
+import collections
+import importlib.util
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import visionssm  # noqa: F401  registers the models
+from visionssm.models._checkpoint import load_checkpoint
+from visionssm.models.vim import resample_pos_embed
+
+NAME = 'test_vmamba'
+
+
+def model(name=NAME, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs)
+
+
+def load(file, name=NAME, **kwargs):
+    torch.manual_seed(1)
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': str(file)}, **kwargs)
+
+
+def assert_same(loaded, expected):
+    for key, x in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], x), key
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A class of a package that is not installed when the file is read."""
+
+    def make(path, base=dict):
+        module, name = path.rsplit('.', 1)
+        cls = type(name, (base,), {'__module__': module})
+        parts = module.split('.')
+        for i in range(len(parts)):
+            key = '.'.join(parts[: i + 1])
+            if key not in sys.modules:
+                monkeypatch.setitem(sys.modules, key, types.ModuleType(key))
+        monkeypatch.setattr(sys.modules[module], name, cls, raising=False)
+        return cls
+
+    return make
+
+
+@pytest.mark.parametrize('container', ['model', 'state_dict', 'model_ema', 'state_dict_ema', 'net', None])
+@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.'])
+def test_containers(container, prefix, tmp_path):
+    expected = model()
+    state = {prefix + key: x for key, x in expected.state_dict().items()}
+    torch.save({container: state, 'epoch': 3, 'lr': 0.1} if container else state, tmp_path / 'w.pth')
+    assert_same(load(tmp_path / 'w.pth'), expected)
+
+
+def test_model_before_average(tmp_path):
+    expected = model().state_dict()
+    average = {key: x + 1 for key, x in expected.items()}
+    torch.save({'model_ema': average, 'model': expected, 'state_dict_ema': average}, tmp_path / 'w.pth')
+    found = load_checkpoint(tmp_path / 'w.pth')
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
+
+
+def test_safetensors(tmp_path):
+    expected = model()
+    save_file(expected.state_dict(), tmp_path / 'w.safetensors')
+    assert_same(load(tmp_path / 'w.safetensors'), expected)
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_training_leftovers(legacy, tmp_path, foreign):
+    """A command line, a yacs configuration, numpy scalars and mmengine's history beside the weights."""
+    expected = model()
+    history = foreign('mmengine.logging.history_buffer.HistoryBuffer', object)()
+    history.values = np.arange(3.0)
+    config = foreign('yacs.config.CfgNode')(NAME='vssm', MODEL=1)
+    config.__dict__['__immutable__'] = True
+    content = {
+        'model': expected.state_dict(),
+        'args': argparse.Namespace(lr=0.1, resume=''),
+        'config': config,
+        'max_accuracy': np.float64(82.6),
+        'message_hub': {'loss': history},
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]},
+        'order': collections.OrderedDict(a=1),
+    }
+    file = tmp_path / 'w.pth'
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    sys.modules.pop('yacs.config')
+    assert_same(load(file), expected)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('save', [torch.save, lambda x, f: f.write_bytes(pickle.dumps(x))], ids=['torch', 'pickle'])
+def test_code_never_runs(save, tmp_path):
+    mark = tmp_path / 'ran'
+    save({'model': model().state_dict(), 'extra': Bomb(mark)}, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r'w\.pth'):
+        load(tmp_path / 'w.pth')
+    assert not mark.exists()
+
+
+def test_refusal_names_the_function(tmp_path):
+    torch.save({'model': {}, 'extra': Bomb(tmp_path / 'ran')}, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r'asks to run .*system'):
+        load_checkpoint(tmp_path / 'w.pth')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('empty.pth', b''),
+        ('text.pth', b'<html>404: Not Found</html>'),
+        ('noise.pth', bytes(range(256)) * 40),
+        ('zip.pth', b'PK\x03\x04' + b'\0' * 100),
+        ('short.safetensors', b'\x10\0\0\0\0\0\0\0{"a":'),
+        ('text.safetensors', b'hello'),
+        ('pointer.pth', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n'),
+    ],
+)
+def test_not_a_checkpoint(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as caught:
+        load(tmp_path / name)
+    assert '\n' not in str(caught.value) and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize('share', [0.01, 0.5, 0.99])
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_truncated(share, suffix, tmp_path):
+    whole, cut = tmp_path / f'whole.{suffix}', tmp_path / f'cut.{suffix}'
+    state = model().state_dict()
+    save_file(state, whole) if suffix == 'safetensors' else torch.save(state, whole)
+    data = whole.read_bytes()
+    cut.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match='cut'):
+        load(cut)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        load(tmp_path / 'nowhere.pth')
+
+
+@pytest.mark.parametrize('content', [[1, 2], {}, {'model': {}}, {'epoch': 3}, {'model': {'a': torch.ones(1), 'b': 2}}])
+def test_no_weights(content, tmp_path):
+    torch.save(content, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r'w\.pth'):
+        load(tmp_path / 'w.pth')
+
+
+def test_misfits_are_grouped(tmp_path):
+    state = model().state_dict()
+    del state['norm.weight']
+    state['extra.weight'] = torch.ones(1)
+    state['head.fc.bias'] = torch.ones(3)
+    state['outnorm0.weight'] = torch.ones(16)
+    torch.save(state, tmp_path / 'w.pth')
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path / 'w.pth')
+    message = str(caught.value)
+    for part in ('1 missing: norm.weight', '2 unexpected: extra.weight', 'head.fc.bias (3,) for (1000,)', 'detection'):
+        assert part in message
+
+
+def test_scan_of_other_directions(tmp_path):
+    torch.save(model().state_dict(), tmp_path / 'w.pth')
+    assert load(tmp_path / 'w.pth', scan='hilbert')(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    with pytest.raises(ValueError, match='one set per direction'):
+        load(tmp_path / 'w.pth', scan='raster')
+
+
+# upstream names
+
+
+def golden_state(name):
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location('verify_goldens', root / 'tools' / 'verify_goldens.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    meta, _ = tool.golden.load(name, tool.GOLDENS)
+    return tool.golden.upstream_state_dict(meta)
+
+
+def save_and_load(state, tmp_path, name, **kwargs):
+    torch.save({'model': state}, tmp_path / 'w.pth')
+    return load(tmp_path / 'w.pth', name, **kwargs)
+
+
+def test_vmamba_single_file_names(tmp_path):
+    """The release of March 2025: flat projections, 1x1 convolutions."""
+    state = golden_state('vmamba_tiny_s1l8')
+    expected = save_and_load(state, tmp_path, 'vmamba_tiny_s1l8')
+    other = {}
+    for key, x in state.items():
+        key = key.replace('x_proj_weight', 'x_proj.weight').replace('dt_projs_weight', 'dt_projs.weight')
+        if key.endswith(('op.x_proj.weight', 'op.dt_projs.weight')):
+            x = x.flatten(0, 1)
+        elif key.endswith(('in_proj.weight', 'out_proj.weight', 'fc1.weight', 'fc2.weight')):
+            x = x[..., None, None]
+        other[key] = x
+    assert_same(save_and_load(other, tmp_path, 'vmamba_tiny_s1l8'), expected)
+
+
+def test_vmamba_first_release_names(tmp_path):
+    state = golden_state('vmamba_vanilla_tiny')
+    expected = save_and_load(state, tmp_path, 'vmamba_vanilla_tiny')
+    replacements = (
+        ('patch_embed.0.', 'patch_embed.proj.'),
+        ('patch_embed.2.', 'patch_embed.norm.'),
+        ('.op.', '.self_attention.'),
+        ('classifier.', ''),
+    )
+    old, merged = {}, {}
+    for key, x in state.items():
+        new = key
+        for a, b in replacements:
+            new = new.replace(a, b)
+        parts = new.split('.')
+        if len(parts) == 6 and parts[4] == 'norm':
+            parts[4] = 'ln_1'
+        old['.'.join(parts)] = x
+        merged[key.replace('downsample.norm', 'downsample.1').replace('downsample.reduction', 'downsample.2')] = x
+    assert any('.ln_1.' in key for key in old) and 'head.weight' in old and 'norm.weight' in old
+    assert_same(save_and_load(old, tmp_path, 'vmamba_vanilla_tiny'), expected)
+    assert_same(save_and_load(merged, tmp_path, 'vmamba_vanilla_tiny'), expected)
+
+
+def test_vmamba_backbone(tmp_path):
+    """A detection backbone has no classifier: it loads for features, and its outnorms are named, not dropped."""
+    state = {f'backbone.{k}': x for k, x in golden_state('vmamba_tiny_s1l8').items() if not k.startswith('classifier')}
+    features = save_and_load(state, tmp_path, 'vmamba_tiny_s1l8', features_only=True)
+    assert len(features(torch.randn(1, 3, 64, 64))) == 4
+    with pytest.raises(ValueError, match=r'4 missing: norm\.weight'):
+        save_and_load(state, tmp_path, 'vmamba_tiny_s1l8')
+    state['backbone.outnorm0.weight'] = torch.ones(96)
+    with pytest.raises(ValueError, match='outnorm0'):
+        save_and_load(state, tmp_path, 'vmamba_tiny_s1l8', features_only=True)
+
+
+def test_vmamba_wrong_variant(tmp_path):
+    """s1l8 and s2l5 are mixed up often."""
+    with pytest.raises(ValueError, match='of another shape: .*in_proj'):
+        save_and_load(golden_state('vmamba_tiny_s2l5'), tmp_path, 'vmamba_tiny_s1l8')
+
+
+def test_vim_other_grid(tmp_path):
+    state = golden_state('vim_tiny')
+    at = 14 * 14 // 2
+    larger = save_and_load(state, tmp_path, 'vim_tiny_patch16_224', img_size=(256, 320))
+    assert torch.equal(larger.pos_embed[:, 16 * 20 // 2], state['pos_embed'][:, at])
+    rows = torch.cat([state['pos_embed'][:, :at], state['pos_embed'][:, at + 1 :]], 1)
+    grid = rows.reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, (16, 20), mode='bicubic', align_corners=False)
+    kept = [i for i in range(16 * 20 + 1) if i != 16 * 20 // 2]
+    torch.testing.assert_close(larger.pos_embed[:, kept], expected.flatten(2).transpose(1, 2))
+    stride = save_and_load(state, tmp_path, 'vim_tiny_patch16_stride8_224')
+    assert torch.equal(stride.pos_embed[:, 729 // 2], state['pos_embed'][:, at])
+
+
+def test_resampling_keeps_what_fits():
+    pos_embed = torch.randn(1, 15 * 9 + 1, 4)
+    assert torch.equal(resample_pos_embed(pos_embed, [15, 9], [15, 9]), pos_embed)
