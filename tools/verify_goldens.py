@@ -106,6 +106,10 @@ def _vmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'vmamba_{"vanilla_" if match["vanilla"] else ""}{match["size"]}', {}
 
 
+def _msvmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return match['name'], {}
+
+
 def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
     size = meta['kwargs'].get('img_size')
     return f'vim_{match["size"]}_patch16_{match["stride"] or ""}224', {'img_size': tuple(size)} if size else {}
@@ -117,6 +121,12 @@ FAMILIES = (
         _vmamba,
         stages_with_outnorm,
         lambda name: Tolerance(2e-4, 3e-4, 1e-4) if 'vanilla' in name else Tolerance(1e-4, 2e-4, 1e-4),
+    ),
+    Family(
+        r'^(?P<name>msvmamba(?:v3)?_\w+) VSSM$',
+        _msvmamba,
+        stages_with_outnorm,
+        lambda name: Tolerance(1e-4, 2e-4, 1e-4),
     ),
     Family(
         r' .*models_mamba\.py:vim_(?P<size>tiny|small|base)_patch16_(?P<stride>stride8_)?224_.*cls.*$',

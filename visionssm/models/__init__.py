@@ -1,4 +1,5 @@
 """Every model family; importing registers them with timm."""
 
+from . import msvmamba as msvmamba
 from . import vim as vim
 from . import vmamba as vmamba
