@@ -106,7 +106,13 @@ def _vmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'vmamba_{"vanilla_" if match["vanilla"] else ""}{match["size"]}', {}
 
 
-def _msvmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
+def group_stages(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
+    """Maps of GroupMamba's stages, of which the last comes with the final norm too, and first."""
+    *maps, last = model.forward_intermediates(x, intermediates_only=True)
+    return [*maps, model.head.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), last]
+
+
+def _named_alike(meta: dict, match: re.Match) -> tuple[str, dict]:
     return match['name'], {}
 
 
@@ -124,9 +130,17 @@ FAMILIES = (
     ),
     Family(
         r'^(?P<name>msvmamba(?:v3)?_\w+) VSSM$',
-        _msvmamba,
+        _named_alike,
         stages_with_outnorm,
         lambda name: Tolerance(1e-4, 2e-4, 1e-4),
+    ),
+    Family(
+        r' (?P<name>groupmamba_\w+)$',
+        _named_alike,
+        group_stages,
+        lambda name: Tolerance(3e-3, 3e-3, 2e-3),
+        container='',
+        ungraded=r'\.skip_scale$',
     ),
     Family(
         r' .*models_mamba\.py:vim_(?P<size>tiny|small|base)_patch16_(?P<stride>stride8_)?224_.*cls.*$',

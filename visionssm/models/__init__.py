@@ -1,5 +1,6 @@
 """Every model family; importing registers them with timm."""
 
+from . import groupmamba as groupmamba
 from . import msvmamba as msvmamba
 from . import vim as vim
 from . import vmamba as vmamba

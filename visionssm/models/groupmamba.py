@@ -1,0 +1,415 @@
+"""GroupMamba: Efficient Group-Based Visual State Space Model, https://arxiv.org/abs/2407.13772 (CVPR 2025).
+
+Official: https://github.com/Amshaker/GroupMamba at c1800ed262e995de3c645348e7e0202e8385f334, MIT.
+
+Channels are mixed in groups, each along one direction of the scan. Kept, since the weights depend on it: the mixer
+norms its input and, with the same weights, its output; its skip multiplies (output * scale * normed input); and before
+the classifiers, a block of its own refines the pooled token, whose scan has one step: the gradients of its `A_log` are
+exactly 0.
+
+Differs from upstream: gradients of the column directions are right on maps that are not square, where upstream's own
+backward swaps height and width; and `train()` gives the average of both classifiers as `eval()` does, unless distilled
+training is switched on, as in timm.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.layers import ConvNormAct, DropPath, Mlp, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from visionssm.layers import (
+    SS2D,
+    ChannelGate,
+    ConvDownsample,
+    DepthwiseMlp,
+    ScanSpec,
+    SelectiveSSM,
+    check_image_size,
+)
+from visionssm.scans import ScanOrder, get_scan
+
+from ._base import Pyramid, Stage, rename
+from ._timm import build, cfg
+from ._vssm import SCAN_RENAMES, fit_shapes
+
+__all__ = ['GroupMamba']
+
+
+class ConvStem(nn.Module):
+    """Three convolutions with batch norm and ReLU, then `ConvDownsample`: tokens (B, H / p, W / p, D), rounded up.
+
+    Args:
+        in_chans: Image channels.
+        hidden: Channels of the three convolutions.
+        dim: Token channels.
+        patch_size: Stride p of all together: 2 or 4.
+
+    Raises:
+        ValueError: If `patch_size` is another.
+    """
+
+    def __init__(self, in_chans: int, hidden: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        if patch_size not in (2, 4):
+            raise ValueError(f'patch_size is {patch_size!r}; allowed are 2 and 4')
+        self.conv1 = ConvNormAct(in_chans, hidden, 7, stride=patch_size // 2, **dd)
+        self.conv2 = ConvNormAct(hidden, hidden, 3, **dd)
+        self.conv3 = ConvNormAct(hidden, hidden, 3, **dd)
+        self.downsample = ConvDownsample(hidden, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        check_image_size(x, 1)
+        x = self.conv3(self.conv2(self.conv1(x.contiguous(memory_format=torch.channels_last))))
+        return self.downsample(x.permute(0, 2, 3, 1))
+
+
+class GroupMixer(nn.Module):
+    """Modulated group mixer: each group of channels goes through a gated `SS2D` along one direction of the scan.
+
+    Args:
+        dim: Channels.
+        scan: Scan order; there are as many groups as it has directions, and group g walks direction g.
+
+    Raises:
+        ValueError: If the groups do not divide the channels.
+
+    Source: arXiv:2407.13772, section 3.3; Amshaker/GroupMamba@c1800ed.
+    """
+
+    def __init__(self, dim: int, scan: ScanOrder, device=None, dtype=None) -> None:
+        super().__init__()
+        groups = scan.directions
+        if dim % groups:
+            raise ValueError(f'scan {scan.to_json()} has {groups} directions, which do not divide {dim} channels')
+        dd = {'device': device, 'dtype': dtype}
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.channel_gate = ChannelGate(dim, dim // 16, **dd)
+        self.groups = nn.ModuleList(
+            SS2D(dim // groups, gate=True, conv_bias=True, scan=scan, direction=g, **dd) for g in range(groups)
+        )
+        self.skip_scale = nn.Parameter(torch.ones(1, **dd))
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm and mix (B, H, W, C)."""
+        x = self.norm(x)
+        parts = x.chunk(len(self.groups), -1)
+        y = torch.cat([group(parts[g]) for g, group in enumerate(self.groups)], -1)
+        y = y * self.skip_scale * x * self.channel_gate(x)
+        return self.proj(self.norm(y))
+
+
+class GroupMambaBlock(nn.Module):
+    """Residual block: group mixer, then an MLP with a depthwise convolution.
+
+    Args:
+        dim: Channels.
+        mlp_ratio: Hidden / dim of the MLP.
+        drop_path: Rate of dropping either branch, per sample.
+        scan: Scan order; it decides the number of groups.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, scan: ScanOrder, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.mixer = GroupMixer(dim, scan, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = DepthwiseMlp(dim, int(dim * mlp_ratio), **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, H, W, C)."""
+        x = x + self.drop_path(self.mixer(x))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ClassBlock(nn.Module):
+    """Residual block of the pooled token: group mixer with its norm behind, then an MLP with its norm before.
+
+    Args:
+        dim: Channels.
+        scan: Scan order; it decides the number of groups, and no more, as there is one token.
+    """
+
+    def __init__(self, dim: int, scan: ScanOrder, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.mixer = GroupMixer(dim, scan, **dd)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, 4 * dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine (B, C)."""
+        y = self.mixer(x.unsqueeze(1).unsqueeze(1)).flatten(1)
+        x = x + self.norm1(y)
+        return x + self.mlp(self.norm2(x))
+
+
+class DistilledHead(nn.Module):
+    """Pooling, `ClassBlock`, norm, and two classifiers, of which `fc_dist` learns from a teacher.
+
+    Without pooling there is no token to refine: neither block nor norm.
+
+    Args:
+        dim: Channels.
+        num_classes: Classes; 0: no classifiers.
+        global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
+        drop_rate: Dropout before the classifiers.
+        scan: Scan order; it decides the number of groups.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, global_pool: str, drop_rate: float, scan: ScanOrder, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt='NHWC')
+        self.num_features = dim * self.global_pool.feat_mult()
+        self.block = ClassBlock(self.num_features, scan, **dd) if global_pool else nn.Identity()
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-6, **dd) if global_pool else nn.Identity()
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.fc_dist = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the classifiers see of a map (B, H, W, C)."""
+        return self.drop(self.norm(self.block(self.global_pool(x))))
+
+
+class GroupMamba(Pyramid):
+    """GroupMamba with two classifiers.
+
+    Args:
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifiers.
+        global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
+        depths: Blocks per stage.
+        dims: Channels per stage.
+        mlp_ratios: Hidden / width of the MLPs, per stage.
+        stem_dim: Channels inside the stem.
+        patch_size: Stride of the stem: 2 or 4.
+        scan: Scan order of all mixers: name, dict, JSON string or `ScanOrder`. If it does not offer four directions,
+            channels are in as many groups as it has directions, and have to be a multiple of that.
+        drop_rate: Dropout before the classifiers.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        depths: Sequence[int] = (3, 4, 9, 3),
+        dims: Sequence[int] = (64, 128, 348, 448),
+        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
+        stem_dim: int = 32,
+        patch_size: int = 4,
+        scan: ScanSpec = 'groupwise',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if not len(depths) == len(dims) == len(mlp_ratios):
+            raise ValueError(
+                f'depths has {len(depths)} stages, dims {len(dims)} and mlp_ratios {len(mlp_ratios)}: '
+                'they must be equal'
+            )
+        order = get_scan(scan, 4)
+        self.scan = order.to_json()  # the head is built from it
+        dd = {'device': device, 'dtype': dtype}
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        last = len(dims) - 1
+        stages = [
+            Stage(
+                ConvDownsample(dims[i - 1], dim, **dd) if i else nn.Identity(),
+                [GroupMambaBlock(dim, mlp_ratios[i], rate, order, **dd) for rate in rates[i]],
+                nn.LayerNorm(dim, eps=1e-6, **dd) if i < last else None,
+            )
+            for i, dim in enumerate(dims)
+        ]
+        super().__init__(
+            ConvStem(in_chans, stem_dim, dims[0], patch_size, **dd),
+            stages,
+            nn.Identity(),  # the norm follows the pooling
+            list(dims),
+            patch_size,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            **dd,
+        )
+        self.distilled_training = False
+        self.scan_directions = order.directions
+        self.apply(_init_weights)
+
+    def _make_head(self, num_classes: int, global_pool: str, device, dtype) -> nn.Module:
+        return DistilledHead(
+            self.num_features, num_classes, global_pool, self.drop_rate, get_scan(self.scan), device, dtype
+        )
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, refine and classify a map; with `pre_logits` do not classify.
+
+        Returns:
+            The average of both classifiers; in distilled training (classifier, distillation classifier).
+        """
+        x = self.head(x)
+        if pre_logits:
+            return x
+        x, dist = self.head.fc(x), self.head.fc_dist(x)
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            return x, dist
+        return (x + dist) / 2
+
+    @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Let `train()` return both classifiers' logits, the second of which is for a teacher's labels."""
+        self.distilled_training = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+        """Both classifiers."""
+        return self.head.fc, self.head.fc_dist
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put new classifiers of `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
+        old = self.head
+        super().reset_classifier(num_classes, global_pool)
+        self.head.apply(_init_weights)
+        pooled = old.global_pool.pool_type and self.head.global_pool.pool_type
+        if pooled and old.num_features == self.head.num_features:
+            self.head.block, self.head.norm = old.block, old.norm
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The skips `D`: flat and so exempt upstream, (1, D) here. Upstream decays `A_log` and `dt_proj_bias`."""
+        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        height, width = module.kernel_size
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / (height * width * module.out_channels // module.groups)))
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+_RENAMES = [
+    (r'\.dwconv\.dwconv\.', '.conv.'),
+    (r'^post_network\.0\.', 'head.block.'),
+    (r'^norm4\.', 'head.norm.'),
+    (r'^head\.(weight|bias)$', r'head.fc.\1'),
+    (r'^dist_head\.', 'head.fc_dist.'),
+    (r'\.attn\.fc(\d)\.', r'.mixer.channel_gate.fc\1.'),
+    (r'\.attn\.mamba_g(\d+)\.', lambda match: f'.mixer.groups.{int(match[1]) - 1}.'),
+    (r'\.attn\.', '.mixer.'),
+    (r'^patch_embed1\.conv\.(\d)\.', lambda match: f'stem.conv{int(match[1]) // 3 + 1}.{_IN_CONV[int(match[1]) % 3]}.'),
+    (r'^patch_embed1\.', 'stem.downsample.'),
+    (r'^patch_embed(\d)\.', lambda match: f'stages.{int(match[1]) - 1}.downsample.'),
+    (r'\bdownsample\.proj\.', 'downsample.conv.'),
+    (r'^block(\d)\.', lambda match: f'stages.{int(match[1]) - 1}.blocks.'),
+    (r'^norm(\d)\.', lambda match: f'stages.{int(match[1]) - 1}.norm.'),
+    *SCAN_RENAMES,
+]
+_IN_CONV = ('conv', 'bn')
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: GroupMamba) -> dict[str, Tensor]:
+    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+    A model without pooling has no use for the weights that refine the pooled token: they are left out.
+    """
+    if 'stages.0.blocks.0.mixer.proj.weight' not in state_dict:
+        state_dict = fit_shapes(rename(state_dict, _RENAMES), model)
+    if isinstance(model.head.block, nn.Identity):
+        state_dict = {name: x for name, x in state_dict.items() if not name.startswith(('head.block.', 'head.norm.'))}
+    return state_dict
+
+
+_ORIGIN = 'https://github.com/Amshaker/GroupMamba'
+
+
+def _cfg(drive: str = '', size: str = '', **kwargs) -> dict:
+    if drive:
+        kwargs['notes'] = (
+            f'weights: download by hand from https://drive.google.com/file/d/{drive}, then file=; '
+            f'upstream also links huggingface.co/Abdelrahman-shaker/GroupMamba-{size}',
+        )
+    return cfg(
+        **{
+            'pool_size': (7, 7),
+            'first_conv': 'stem.conv1.conv',
+            'classifier': ('head.fc', 'head.fc_dist'),
+            'origin_url': _ORIGIN,
+            'paper_ids': 'arXiv:2407.13772',
+            'paper_name': 'GroupMamba: Efficient Group-Based Visual State Space Model',
+            'license': 'mit',
+            **kwargs,
+        }
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'groupmamba_tiny.dist_in1k': _cfg('1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o', 'Tiny', top1=83.3),
+        'groupmamba_small.dist_in1k': _cfg('1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', 'Small', top1=83.9),
+        'groupmamba_base.dist_in1k': _cfg('1A_srBeDYpsinU5W3PAEADu1saoz413EU', 'Base', top1=84.5),
+        'groupmamba_nano': _cfg(),
+        'test_groupmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+    }
+)
+
+
+def _create_groupmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> GroupMamba:
+    return build(GroupMamba, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+
+
+@register_model
+def groupmamba_tiny(pretrained: bool = False, **kwargs) -> GroupMamba:
+    """GroupMamba-T: 23 M parameters."""
+    args = {'depths': (3, 4, 9, 3), 'dims': (64, 128, 348, 448), 'stem_dim': 32}
+    return _create_groupmamba('groupmamba_tiny', pretrained, args, kwargs)
+
+
+@register_model
+def groupmamba_small(pretrained: bool = False, **kwargs) -> GroupMamba:
+    """GroupMamba-S: 34 M parameters."""
+    args = {'depths': (3, 4, 16, 3), 'dims': (64, 128, 348, 512), 'stem_dim': 64}
+    return _create_groupmamba('groupmamba_small', pretrained, args, kwargs)
+
+
+@register_model
+def groupmamba_base(pretrained: bool = False, **kwargs) -> GroupMamba:
+    """GroupMamba-B: 57 M parameters."""
+    args = {'depths': (3, 6, 21, 3), 'dims': (96, 192, 424, 512), 'stem_dim': 64}
+    return _create_groupmamba('groupmamba_base', pretrained, args, kwargs)
+
+
+@register_model
+def groupmamba_nano(pretrained: bool = False, **kwargs) -> GroupMamba:
+    """Not of the paper: trains on a CPU in minutes (for small images give `patch_size=2`)."""
+    args = {'depths': (1, 1, 2, 1), 'dims': (32, 64, 128, 192), 'mlp_ratios': (4, 4, 4, 4), 'stem_dim': 16}
+    return _create_groupmamba('groupmamba_nano', pretrained, args, kwargs)
+
+
+@register_model
+def test_groupmamba(pretrained: bool = False, **kwargs) -> GroupMamba:
+    """For tests: under 1 M parameters."""
+    args = {'depths': (1, 1, 2, 1), 'dims': (16, 32, 64, 96), 'mlp_ratios': (4, 4, 4, 4), 'stem_dim': 8}
+    return _create_groupmamba('test_groupmamba', pretrained, args, kwargs)
