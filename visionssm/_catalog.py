@@ -1,0 +1,155 @@
+"""What timm's registry holds of this package, for the command line."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
+from torch import nn
+
+
+def model_names(pattern: str = '', tags: bool = False) -> list[str]:
+    """Names of this package's models, without the tiny `test_*` ones unless `pattern` asks for them.
+
+    Args:
+        pattern: Shell-style wildcards; '': all.
+        tags: One name per set of weights, `model.tag`, instead of one per model.
+    """
+    exclude = '' if pattern.startswith('test_') else 'test_*'
+    names = list_models(pattern, exclude_filters=exclude, include_tags=tags)
+    return [name for name in names if model_entrypoint(name).__module__.partition('.')[0] == __package__]
+
+
+def check_model(name: str) -> PretrainedCfg:
+    """The configuration of the model `name`, with or without a tag.
+
+    Raises:
+        ValueError: If there is no such model, or no such tag of it; the message has the closest names.
+    """
+    model, _, tag = name.partition('.')
+    models = [*model_names(), *model_names('test_*')]
+    if model not in models:
+        close = difflib.get_close_matches(model, models, 3) or [other for other in models if model[:4] in other][:3]
+        hint = f'; closest are {", ".join(close)}' if close else ''
+        raise ValueError(f'unknown model {name!r}{hint}; `visionssm list` shows all {len(models)}')
+    known = [other for other in model_names(f'{model}*', tags=True) if other.partition('.')[0] == model]
+    if tag and name not in known:
+        raise ValueError(f'unknown weights {name!r}; {model} has {", ".join(known) if "." in known[0] else "none"}')
+    return get_pretrained_cfg(name, allow_unregistered=False)
+
+
+def sketch(name: str, **kwargs: Any) -> nn.Module:
+    """The model without memory for its weights (on the meta device)."""
+    with torch.device('meta'):
+        return timm.create_model(name, **kwargs)
+
+
+def takes_argument(model: nn.Module, argument: str) -> bool:
+    """Whether the constructor of `model` has this argument."""
+    return argument in inspect.signature(type(model).__init__).parameters
+
+
+def reported_top1(config: PretrainedCfg) -> float | None:
+    """ImageNet-1k accuracy in percent as the authors report it, if the configuration states it."""
+    for note in config.notes or ():
+        if match := re.match(r'top-1 ([\d.]+) %', note):
+            return float(match[1])
+    return None
+
+
+def weights_source(config: PretrainedCfg) -> str:
+    """Where the weights come from; '' if there are none."""
+    if config.hf_hub_id:
+        return '/'.join(filter(None, ('hf-hub:' + config.hf_hub_id, config.hf_hub_filename)))
+    return config.url or config.file or ''
+
+
+def list_rows(pattern: str = '') -> list[dict[str, str]]:
+    """One row of text per model (with its default weights), for a table.
+
+    Raises:
+        ValueError: If no model matches.
+    """
+    names = model_names(pattern)
+    if not names and pattern and not set('*?[') & set(pattern):
+        names = model_names(f'*{pattern}*')
+    if not names:
+        raise ValueError(f'no model matches {pattern!r}; `visionssm list` without a pattern shows all')
+    rows = []
+    for name in names:
+        config = get_pretrained_cfg(name)
+        top1 = reported_top1(config)
+        rows.append(
+            {
+                'model': f'{name}.{config.tag}' if config.tag else name,
+                'params (M)': f'{_count(sketch(name)) / 1e6:.1f}',
+                'input': 'x'.join(map(str, config.input_size)),
+                'top-1 reported': '' if top1 is None else f'{top1:.1f}',
+                'licence': config.license or 'unknown',
+                'weights': 'yes' if config.has_weights else 'no',
+            }
+        )
+    return rows
+
+
+def describe(name: str) -> list[tuple[str, str]]:
+    """What `visionssm info` says about a model, as (heading, text) pairs.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    config = check_model(name)
+    model = sketch(name)
+    size = 'x'.join(map(str, config.input_size))
+    lines = [
+        ('model', name),
+        ('class', f'{type(model).__module__}.{type(model).__qualname__}'),
+        ('parameters', f'{_count(model) / 1e6:.2f} M'),
+        ('input', f'{size}, {"this size only" if config.fixed_input_size else "other sizes too"}'),
+        (
+            'preprocessing',
+            f'{config.interpolation} resize, crop {config.crop_pct:g}, mean {config.mean}, std {config.std}',
+        ),
+        ('classes', str(config.num_classes)),
+    ]
+    if hasattr(model, 'scan'):
+        lines.append(('scan', f'{model.scan}, {model.scan_directions} directions'))
+    lines += [('features', text) for text in _levels(model.feature_info)]
+    if config.paper_name:
+        lines.append(('paper', f'{config.paper_name}, {config.paper_ids}'))
+    if config.origin_url:
+        lines.append(('origin', config.origin_url))
+    base = name.partition('.')[0]
+    for tagged in model_names(f'{base}*', tags=True):
+        if tagged.partition('.')[0] == base:
+            lines.append(('weights', _weights(tagged, get_pretrained_cfg(tagged))))
+    return lines
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _levels(feature_info: list[Mapping[str, Any]]) -> list[str]:
+    """One line per level; equal neighbours share one."""
+    lines, first = [], 0
+    for (channels, reduction), group in groupby(feature_info, lambda level: (level['num_chs'], level['reduction'])):
+        last = first + len(list(group)) - 1
+        level = f'level {first}' if first == last else f'levels {first} to {last}'
+        lines.append(f'{level}: {channels} channels at 1/{reduction}')
+        first = last + 1
+    return lines
+
+
+def _weights(name: str, config: PretrainedCfg) -> str:
+    if not config.has_weights:
+        return f'{name}: none published'
+    notes = ''.join(f'; {note}' for note in config.notes or ())
+    return f'{name}: {weights_source(config)}, licence {config.license or "unknown"}{notes}'

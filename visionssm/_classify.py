@@ -1,0 +1,128 @@
+"""Load a classifier from anywhere and run it on image files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from torch import nn
+
+from ._catalog import check_model, sketch, takes_argument
+
+_SOURCES = ('local-dir:', 'hf-hub:')
+
+
+def load_classifier(name: str, checkpoint: str | None = None, img_size: int | None = None) -> nn.Module:
+    """A model with weights, in evaluation mode.
+
+    Args:
+        name: A registered name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        checkpoint: File of weights in ours or the authors' format; None: those that the name stands for.
+        img_size: Side of the images; None: the model's own.
+
+    Raises:
+        ValueError: If the model is unknown, has no weights, or they can't be read or do not fit.
+        FileNotFoundError: If the folder or the file does not exist.
+    """
+    kwargs: dict[str, Any] = {}
+    if name.startswith(_SOURCES):
+        if checkpoint is not None:
+            raise ValueError(f'a checkpoint goes with a registered model; {name!r} has weights of its own')
+    else:
+        config = check_model(name)
+        if checkpoint is not None:
+            kwargs['pretrained_cfg_overlay'] = {'file': checkpoint}
+        elif not config.has_weights:
+            raise ValueError(
+                f'{name} has no published weights; give a checkpoint, or a trained model as local-dir:FOLDER'
+            )
+        if img_size is not None and takes_argument(sketch(name), 'img_size'):
+            kwargs['img_size'] = img_size
+    try:
+        return timm.create_model(name, pretrained=True, **kwargs).eval()
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        if not name.startswith(_SOURCES):
+            raise
+        raise ValueError(f"{name} is not a complete model in timm's layout: {error or type(error).__name__}") from error
+
+
+def label_names(model: nn.Module) -> Callable[[int], str]:
+    """Class index to label: the names stored with the model, else ImageNet's if it has 1000 classes, else the index."""
+    config = model.pretrained_cfg
+    names, descriptions = config.get('label_names'), config.get('label_descriptions') or {}
+    if names:
+        if isinstance(names, dict):
+            names = {int(index): label for index, label in names.items()}
+            return lambda index: descriptions.get(names.get(index), names.get(index, str(index)))
+        return lambda index: descriptions.get(names[index], names[index])
+    if model.num_classes == 1000:
+        return ImageNetInfo().index_to_description
+    return str
+
+
+def read_image(path: str | Path, channels: int) -> Image.Image:
+    """An image file, turned as its camera noted, grey or RGB.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image, damaged, or the model takes neither 1 nor 3 channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f'the model takes images of {channels} channels; files are read with 1 or 3')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no image file at {path}')
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('L' if channels == 1 else 'RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(f'{path} is not an image that can be read: {error}') from error
+
+
+def classify(
+    model: nn.Module,
+    paths: Iterable[str | Path],
+    topk: int = 5,
+    img_size: int | None = None,
+    device: torch.device | str = 'cpu',
+) -> Iterator[dict[str, Any]]:
+    """The most probable classes of each image, with the preprocessing that the model's configuration asks for.
+
+    Args:
+        model: As `load_classifier` gives it.
+        paths: Image files.
+        topk: Classes per image; all if there are fewer.
+        img_size: Side of the images; None: the model's own.
+        device: Where to run.
+
+    Yields:
+        `{'file': ..., 'predictions': [{'index': ..., 'label': ..., 'probability': ...}, ...]}` per image, in order.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is no image, or the model can't take the size.
+    """
+    config = resolve_data_config({'img_size': img_size} if img_size else {}, model=model)
+    transform = create_transform(**config, is_training=False)
+    label = label_names(model)
+    model = model.to(device)
+    for path in paths:
+        image = transform(read_image(path, config['input_size'][0])).unsqueeze(0).to(device)
+        with torch.inference_mode():
+            probabilities = model(image).float().softmax(1)[0].cpu()
+        values, indices = probabilities.topk(min(topk, len(probabilities)))
+        yield {
+            'file': str(path),
+            'predictions': [
+                {'index': index, 'label': label(index), 'probability': round(value, 6)}
+                for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+            ],
+        }

@@ -1,0 +1,93 @@
+"""What this machine has: versions, devices, which scan backend serves which device and why the others refuse."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+
+import torch
+
+from .ops import available_backends
+from .ops._cpu import CompileError, _compiler, cache_dir
+from .version import __version__
+
+_PACKAGES = (
+    'torch', 'timm', 'triton', 'numpy', 'safetensors', 'huggingface-hub', 'pillow', 'scikit-learn',
+    'matplotlib', 'tqdm', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation',
+)  # fmt: skip
+_VARIABLES = (
+    'VISIONSSM_BACKEND',
+    'VISIONSSM_CACHE',
+    'CXX',
+    'OMP_NUM_THREADS',
+    'HF_HOME',
+    'HF_HUB_OFFLINE',
+    'HF_ENDPOINT',
+)
+
+
+def versions() -> list[tuple[str, str]]:
+    """(name, version) of Python, the platform and the packages that matter here."""
+    rows = [('visionssm', __version__), ('python', platform.python_version()), ('platform', platform.platform())]
+    for name in _PACKAGES:
+        try:
+            rows.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            rows.append((name, 'not installed'))
+    return rows
+
+
+def devices() -> list[tuple[str, str]]:
+    """(device, description) of everything that torch can compute on here."""
+    rows = [('cpu', f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads')]
+    if torch.cuda.is_available():  # CUDA and ROCm
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            rows.append((f'cuda:{index}', f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'))
+    if torch.backends.mps.is_available():
+        rows.append(('mps', 'Apple GPU'))
+    if torch.xpu.is_available():
+        rows += [(f'xpu:{i}', torch.xpu.get_device_name(i)) for i in range(torch.xpu.device_count())]
+    return rows
+
+
+def check_device(name: str) -> torch.device:
+    """The device `name`, if torch can compute on it here.
+
+    Raises:
+        ValueError: If it can't; the message has those that it can.
+    """
+    found = [device for device, _ in devices()]
+    if name not in (*found, *(device.partition(':')[0] for device in found)):
+        raise ValueError(f'device {name!r} is not available here; choose from {", ".join(found)}')
+    return torch.device(name)
+
+
+def backends() -> list[tuple[str, str, str]]:
+    """(device type, backend, what it does there). Compiles the C++ kernel if that has not been done yet."""
+    rows = []
+    for device in dict.fromkeys(name.partition(':')[0] for name, _ in devices()):
+        chosen = False
+        for backend, reason in available_backends(device).items():
+            if reason:
+                text = f'no: {" ".join(reason.split())}'
+            elif backend == 'reference':
+                text = 'only when asked for'
+            else:
+                text, chosen = ('available', True) if chosen else ('used', True)
+            rows.append((device, backend, text))
+    return rows
+
+
+def tools() -> list[tuple[str, str]]:
+    """(name, value) of the compiler, the cache folder and the environment variables that are read here."""
+    try:
+        compiler = _compiler()
+        output = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
+        compiler = f'{compiler} ({(output.splitlines() or ["no version"])[0]})'
+    except CompileError as error:
+        compiler = f'none: {error}'
+    rows = [('compiler', compiler), ('kernel cache', str(cache_dir()))]
+    return rows + [(name, os.environ.get(name, 'not set')) for name in _VARIABLES]

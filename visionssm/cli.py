@@ -1,0 +1,290 @@
+"""The command line, `visionssm`: parse, call, print. What it prints is made elsewhere, and imported when asked for.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .ops import BackendUnavailableError
+from .version import __version__
+
+# what bad input raises, here and in the packages below; anything else is a bug and keeps its traceback
+USER_ERRORS = (ValueError, OSError, BackendUnavailableError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print('\nvisionssm: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has enough, as `head` does
+        sys.stderr.close()
+        return 0
+    except USER_ERRORS as error:
+        if args.traceback:
+            raise
+        print(f'visionssm: {_one_line(error)}', file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if args.traceback or not _is_missing_extra(error):
+            raise
+        print(f'visionssm: {error}', file=sys.stderr)
+        return 2
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    text = re.sub(r':\s*\n\s*', ': ', text.strip())
+    return re.sub(r'\s*\n\s*', '; ', text) or type(error).__name__
+
+
+def _is_missing_extra(error: ImportError) -> bool:
+    from .demo import MissingExtraError
+
+    return isinstance(error, MissingExtraError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='visionssm', description='Vision state-space backbones in timm: look, check, try.'
+    )
+    parser.add_argument('--version', action='version', version=f'visionssm {__version__}')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of errors in the input, too')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+    command = commands.add_parser('list', help='models: size, input, reported accuracy, licence')
+    command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, such as "vmamba_*"')
+    command.add_argument('--markdown', action='store_true', help='print a Markdown table')
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser('info', help='all about one model')
+    command.add_argument('model', metavar='MODEL')
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser('env', help='versions, devices, and which scan backend serves which')
+    command.set_defaults(run=_env)
+
+    command = commands.add_parser('selfcheck', help='check every scan backend on this machine against the definition')
+    command.add_argument('--backend', nargs='+', default=[], metavar='NAME', help='default: all that serve the device')
+    command.add_argument('--device', default='cpu', help='default: cpu')
+    command.set_defaults(run=_selfcheck)
+
+    command = commands.add_parser('scans', help='scan orders, and a picture of them')
+    command.add_argument('--plot', type=Path, metavar='FILE', help='draw every path on a small grid (needs matplotlib)')
+    command.set_defaults(run=_scans)
+
+    command = commands.add_parser('demo', help='train a small model on real digits, on this CPU, in a minute')
+    command.add_argument('--model', default='vmamba_nano', metavar='NAME', help='default: vmamba_nano')
+    command.add_argument('--scan', metavar='SCAN', help='name or JSON, such as \'{"name": "local", "window": 4}\'')
+    command.add_argument('--compare-scans', metavar='A,B,C', help='train once per order and print a table')
+    command.add_argument('--epochs', type=_positive, metavar='N', help='default: 14; 5 with --compare-scans')
+    command.add_argument('--output', type=Path, default=Path('runs/demo'), metavar='DIR', help='default: runs/demo')
+    command.add_argument('--seed', type=int, default=0, help='default: 0')
+    command.add_argument('--threads', type=_positive, metavar='N', help="default: torch's choice")
+    command.add_argument('--limit', type=_positive, help=argparse.SUPPRESS)  # for tests: only so many images
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser('classify', help='what is on these images')
+    command.add_argument('images', nargs='+', metavar='IMAGE')
+    command.add_argument(
+        '--model', required=True, metavar='NAME', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME'
+    )
+    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--topk', type=_positive, default=5, metavar='K', help='classes per image; default: 5')
+    command.add_argument('--img-size', type=_positive, metavar='N', help="default: the model's own")
+    command.add_argument('--device', default='cpu', help='default: cpu')
+    command.add_argument('--json', action='store_true', help='print JSON')
+    command.set_defaults(run=_classify)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed; give an integer from 1')
+    return int(text)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from ._catalog import list_rows
+
+    rows = list_rows(args.pattern)
+    _table(list(rows[0]), [list(row.values()) for row in rows], args.markdown)
+    if not args.markdown:
+        print(
+            '\ntop-1: on ImageNet-1k in percent, as the authors report it. licence: of the weights, as they state it.'
+        )
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from ._catalog import describe
+
+    _pairs(describe(args.model))
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    from . import _environment as environment
+
+    for heading, pairs in (
+        ('versions', environment.versions()),
+        ('devices', environment.devices()),
+        ('tools', environment.tools()),
+    ):
+        print(heading)
+        _pairs(pairs, indent='  ')
+        print()
+    print('scan backends')
+    _table(['device', 'backend', 'here'], environment.backends())
+    return 0
+
+
+def _selfcheck(args: argparse.Namespace) -> int:
+    from ._environment import check_device
+    from ._selfcheck import check, refusals
+    from .testing import tolerance
+
+    device = check_device(args.device)
+    refused = refusals(device, args.backend)
+    rows = list(check(device, args.backend))
+    lines = []
+    for row in rows:
+        measures = ((row.output, tolerance(row.dtype)), (row.grad, tolerance(row.dtype, grad=True)))
+        errors = [f'{error:.1e} of {limit:.0e}' if where else '' for (error, where), limit in measures]
+        worst = row.failure or row.grad[1]
+        verdict = 'ok' if row.passed else 'FAILED'
+        lines.append([row.backend, str(row.dtype).removeprefix('torch.'), str(row.cases), *errors, verdict, worst])
+    _table(['backend', 'dtype', 'cases', 'output error', 'gradient error', '', 'worst gradient, or failure'], lines)
+    if not args.backend:
+        for name, reason in refused.items():
+            print(f'{name} was not checked: {_one_line(ValueError(reason))}')
+    passed = all(row.passed for row in rows)
+    print(f'{"all" if passed else "NOT all"} within tolerance of the definition in fp64, on {device}')
+    return 0 if passed else 1
+
+
+def _scans(args: argparse.Namespace) -> int:
+    from .scans import get_scan, list_scans, plot_scans
+
+    if args.plot is not None:
+        _check_parent(args.plot)
+        plot_scans(args.plot)
+        print(f'wrote {args.plot}')
+        return 0
+    rows = []
+    for name in list_scans():
+        strategy = get_scan(name).strategy
+        counts = ', '.join(map(str, strategy.directions)) + (', any' if strategy.any_directions else '')
+        arguments = ', '.join(f'{key}={value}' for key, value in strategy.args.items())
+        rows.append([name, counts, arguments, strategy.meaning])
+    _table(['scan', 'directions', 'arguments', 'meaning'], rows)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    import torch
+
+    from . import demo
+
+    # a polite end removes the half-written folder; the default one does not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    options = demo.DemoOptions(args.model, args.scan, seed=args.seed, limit=args.limit)
+    progress = sys.stderr.isatty()
+    if args.compare_scans is None:
+        if args.epochs is not None:
+            options = replace(options, epochs=args.epochs)
+        demo.run_demo(options, args.output, _say, progress)
+        return 0
+    if args.scan is not None:
+        raise ValueError('--scan and --compare-scans exclude each other')
+    options = replace(options, epochs=args.epochs or 5)
+    results = demo.compare_scans(options, _split_scans(args.compare_scans), _say, progress)
+    rows = [
+        [
+            scan,
+            f'{trained.accuracy:.2%}',
+            f'{trained.history[-1].seconds:.0f}',
+            f'{sum(p.numel() for p in trained.model.parameters()) / 1e6:.2f}',
+        ]
+        for scan, trained in sorted(results, key=lambda result: -result[1].accuracy)
+    ]
+    _table(['scan', 'held-out accuracy', 'seconds', 'params (M)'], rows)
+    print(f'{options.model}, {options.epochs} epochs, seed {options.seed}: a first look, one run each')
+    return 0
+
+
+def _split_scans(text: str) -> list[str]:
+    """Split at the commas outside braces."""
+    scans = [part.strip() for part in re.split(r',(?![^{]*\})', text)]
+    if not all(scans):
+        raise ValueError(f'--compare-scans {text!r} has an empty name; give names or JSON with commas between')
+    return scans
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from ._classify import classify, load_classifier
+    from ._environment import check_device
+
+    device = check_device(args.device)
+    model = load_classifier(args.model, args.checkpoint, args.img_size)
+    # all of them before the first line: an error leaves no half of an answer
+    results = list(classify(model, args.images, args.topk, args.img_size, device))
+    if args.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+        return 0
+    for result in results:
+        print(result['file'])
+        for prediction in result['predictions']:
+            print(f'  {prediction["probability"]:7.2%}  {prediction["label"]}')
+    return 0
+
+
+def _check_parent(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ValueError(f'{file} cannot be written: there is no folder {file.parent}')
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _pairs(pairs: list[tuple[str, str]], indent: str = '') -> None:
+    width = max(len(name) for name, _ in pairs)
+    previous = None
+    for name, value in pairs:
+        print(f'{indent}{"" if name == previous else name:<{width}}  {value}')
+        previous = name
+
+
+def _table(headings: list[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> None:
+    lines = [headings, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    edge, gap = ('| ', ' | ') if markdown else ('', '  ')
+    for number, line in enumerate(lines):
+        text = gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(f'{edge}{text}{edge[::-1]}'.rstrip())
+        if number == 0:
+            print('|'.join(['', *('-' * (width + 2) for width in widths), '']) if markdown else '-' * len(text))
