@@ -71,7 +71,7 @@ PROBLEMS = {
 
 
 class Launch(NamedTuple):
-    """One kernel launch: the kernel's name, its argument types, its compile-time constants, and how many programs."""
+    """One kernel launch: name, argument types, compile-time constants, grid; steps per saved state (0: saves none)."""
 
     kernel: str
     signature: dict[str, str]
@@ -79,6 +79,7 @@ class Launch(NamedTuple):
     aligned: tuple[str, ...]
     options: dict[str, int]
     programs: int
+    segment: int
 
     @property
     def key(self) -> str:
@@ -113,7 +114,9 @@ class _Recorder:
                         aligned.append(name)
             options = {'num_warps': num_warps, 'num_stages': num_stages}
             name = self.kernel.fn.__name__
-            self.launches.append(Launch(name, signature, constants, tuple(aligned), options, grid[0]))
+            self.launches.append(
+                Launch(name, signature, constants, tuple(aligned), options, grid[0], values.get('segment', 0))
+            )
 
         return record
 

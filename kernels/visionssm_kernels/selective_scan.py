@@ -109,7 +109,8 @@ def choose_plan(
         while chunk > MIN_CHUNK and programs * triton.cdiv(steps, chunk) < wanted:
             chunk //= 2
         chunk = triton.cdiv(chunk, max(window, 1)) * max(window, 1)
-    unroll = 1 if n > 2 else 2 if window else 4  # more would spill on one of the targets of resources.json
+    # more would spill on one of the targets of resources.json
+    unroll = 1 if n > 2 else 4 if block_d == 128 and not window else 2
     segment = chunk or (8 if n <= 2 else 16)  # scratch of all programs at once: 30 MiB on an H100, within its L2
     if window and not chunk:
         segment = triton.cdiv(segment, window) * window

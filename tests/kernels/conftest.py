@@ -1,4 +1,4 @@
-"""Kernels run on the GPU if there is one, else in the interpreter, which must be asked for before triton is imported."""
+"""Kernels run on the GPU if there is one, else in the interpreter, asked for before triton is imported."""
 
 import os
 import sys
