@@ -1,16 +1,14 @@
 """Stems, downsampling and patch embeddings shared by the families; tokens come out channels-last."""
 
 import torch
-from timm.layers import register_notrace_function, to_2tuple
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 
-@torch.fx.wrap
-@register_notrace_function
 def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = None) -> None:
     """Reject images that the model can't take.
 
-    Compiled, exported and scripted code skips the check: there it would tie the graph to the example's size.
+    Compiled, exported, scripted and traced code skips the check: there it would tie the graph to the example's size.
 
     Args:
         x: Images, (B, C, H, W).
@@ -21,6 +19,8 @@ def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = Non
         ValueError: If the size is below the least or not the one allowed; the message has both.
     """
     if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+        if isinstance(x, torch.fx.Proxy):
+            return
         height, width = x.shape[-2:]
         if min(height, width) < minimum:
             raise ValueError(f'the image is {height}x{width}; the least is {minimum}x{minimum}')
