@@ -31,7 +31,6 @@ from ._timm import build, cfg, record_args
 __all__ = ['Vim']
 
 torch.fx.wrap('at_least_fp32')
-torch.fx.wrap('check_image_size')
 torch.fx.wrap('scan_order')
 
 
