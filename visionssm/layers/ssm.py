@@ -110,6 +110,8 @@ class SelectiveSSM(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as VMamba does: 'v0' for mamba1, 'v2' for mamba2."""
+        if self.D.is_meta:  # slow there, and nothing to fill
+            return
         bound = self.x_proj_weight.shape[-1] ** -0.5  # what nn.Linear starts with
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
         nn.init.ones_(self.D)

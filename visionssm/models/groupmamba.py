@@ -37,6 +37,8 @@ from ._vssm import SCAN_RENAMES, fit_shapes
 
 __all__ = ['GroupMamba']
 
+torch.fx.wrap('check_image_size')
+
 
 class ConvStem(nn.Module):
     """Three convolutions with batch norm and ReLU, then `ConvDownsample`: tokens (B, H / p, W / p, D), rounded up.
@@ -299,13 +301,13 @@ class GroupMamba(Pyramid):
 
 
 def _init_weights(module: nn.Module) -> None:
+    if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:  # slow on meta, and nothing to fill
+        return
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / (height * width * module.out_channels // module.groups)))
     else:
-        return
+        height, width = module.kernel_size
+        nn.init.normal_(module.weight, std=math.sqrt(2 * module.groups / (height * width * module.out_channels)))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 

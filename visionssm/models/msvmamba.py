@@ -254,7 +254,7 @@ class MSVMamba(Pyramid):
     def _init_weights(self) -> None:
         for name, module in self.named_modules():
             # upstream's MLPs are 1x1 convolutions and keep PyTorch's initialisation, which linear layers share
-            if isinstance(module, nn.Linear) and '.mlp.' not in name:
+            if isinstance(module, nn.Linear) and '.mlp.' not in name and not module.weight.is_meta:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
