@@ -43,6 +43,12 @@ def any_size(name, **kwargs):
     return create(name, **({'dynamic_img_size': True} if fixed(create(name, device='meta')) else {}), **kwargs)
 
 
+def classifiers(model):
+    """Names of the classifiers; with a distillation head there are two, as in timm."""
+    names = model.pretrained_cfg['classifier']
+    return [names] if isinstance(names, str) else list(names)
+
+
 def reductions(model, size):
     return [tuple(-(-side // info['reduction']) for side in size) for info in model.feature_info]
 
@@ -56,7 +62,7 @@ def test_config(name):
     cfg = model.pretrained_cfg
     assert all(p.device.type == 'meta' for p in [*model.parameters(), *model.buffers()])
     state = model.state_dict()
-    assert cfg['classifier'] + '.weight' in state
+    assert all(f'{key}.weight' in state for key in classifiers(model))
     assert cfg['first_conv'] + '.weight' in state
     assert model.num_features > 0 and model.head_hidden_size > 0 and model.num_classes == 1000 and model.in_chans == 3
     assert {'license', 'origin_url', 'paper_ids', 'mean', 'std', 'crop_pct', 'interpolation'} <= cfg.keys()
@@ -161,7 +167,9 @@ def test_heads(name):
         pre_logits = model.forward_head(features, pre_logits=True)
         assert pre_logits.shape == (2, model.head_hidden_size)
         torch.testing.assert_close(model.forward_head(features), model(x))
-        assert model.get_classifier().weight.shape == (1000, model.head_hidden_size)
+        heads = model.get_classifier()
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            assert head.weight.shape == (1000, model.head_hidden_size)
         model.reset_classifier(0)
         torch.testing.assert_close(model(x), pre_logits)
         model.train().reset_classifier(7)
@@ -298,9 +306,9 @@ def test_fx(name, tracer):
     x = images(model)
     expected = model(x)
     if tracer == 'timm':
-        node = model.pretrained_cfg['classifier']
-        traced = create_feature_extractor(model, {node: 'out'})
-        y = traced(x)['out']
+        nodes = classifiers(model)
+        traced = create_feature_extractor(model, nodes)
+        y = sum(traced(x).values()) / len(nodes)
     else:
         traced = torch.fx.symbolic_trace(model)
         y = traced(x)
