@@ -39,7 +39,7 @@ def build(
     variant: str,
     pretrained: bool,
     filter_fn: FilterFn,
-    out_indices: int | Sequence[int] = (0, 1, 2, 3),
+    levels: int | Sequence[int] = (0, 1, 2, 3),
     container: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -52,7 +52,7 @@ def build(
         variant: Registered name.
         pretrained: Load the weights that the configuration points to; `file=` in it is read by `load_checkpoint`.
         filter_fn: Upstream names to ours.
-        out_indices: Default levels of `features_only`.
+        levels: Default `out_indices` of `features_only`.
         container: Where checkpoints keep the weights that upstream evaluates, if not where `unwrap` looks first.
         **kwargs: As given to `timm.create_model`.
 
@@ -88,7 +88,7 @@ def build(
             pretrained,
             pretrained_cfg=pretrained_cfg.to_dict(),
             pretrained_filter_fn=checked_filter,
-            feature_cfg={'out_indices': out_indices, 'feature_cls': 'getter'},
+            feature_cfg={'out_indices': levels, 'feature_cls': 'getter'},
             **kwargs,
         )
     if pretrained and file:  # do not keep the weights twice

@@ -317,7 +317,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_vim(variant: str, pretrained: bool, args: dict, kwargs: dict) -> Vim:
-    return build(Vim, variant, pretrained, checkpoint_filter_fn, out_indices=3, **{**args, **kwargs})
+    return build(Vim, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
 
 
 @register_model
