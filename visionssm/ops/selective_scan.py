@@ -183,7 +183,7 @@ def check_scan_inputs(
     directions, heads, d_state = delta.shape[2], delta.shape[3], B.shape[-1]
     if heads < 1 or channels % heads != 0:
         raise ValueError(f'delta has {heads} channels, which does not divide the {channels} channels of u')
-    if A.ndim != 3 or A.shape[-1] not in (1, d_state):
+    if A.ndim != 3 or (A.shape[-1] != 1 and A.shape[-1] != d_state):  # `in` fails on symbolic sizes in torch 2.11
         raise ValueError(
             f'A has shape {_shape(A)}; expected ({directions}, {heads}, {d_state}) or ({directions}, {heads}, 1)'
         )
@@ -198,7 +198,7 @@ def check_scan_inputs(
         'delta_bias': (delta_bias, (directions, heads)),
     }
     for name, (x, shape) in expected.items():
-        if x is not None and tuple(x.shape) != shape:
+        if x is not None and (x.ndim != len(shape) or any(a != b for a, b in zip(x.shape, shape, strict=True))):
             raise ValueError(
                 f'{name} has shape {_shape(x)}; expected {shape} '
                 f'from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}'
