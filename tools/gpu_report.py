@@ -170,8 +170,11 @@ def sides(inputs: dict[str, torch.Tensor | None], dry: bool) -> dict[str, Callab
             leaf.grad = None
         return out
 
-    both = {f'{name} training': f if isinstance(f, str) else partial(trained, f) for name, f in found.items()}
-    return found | both
+    compared: dict[str, Callable[[], torch.Tensor] | str] = {}
+    for name, function in found.items():
+        compared[name] = function if isinstance(function, str) else torch.no_grad()(function)
+        compared[f'{name} training'] = function if isinstance(function, str) else partial(trained, function)
+    return compared
 
 
 def milliseconds(function: Callable[[], object], device: str) -> float:

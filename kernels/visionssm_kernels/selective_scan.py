@@ -170,9 +170,11 @@ def _put(ptr, value, mask, code, KIND: tl.constexpr):
     if KIND == 2:
         tl.atomic_add(ptr, value, mask=mask, sem='relaxed')
     else:
-        if KIND == 1:  # noqa: SIM102
-            # in a branch, where no pipeline can move the load ahead of what an earlier step has written
+        if KIND == 1:  # noqa: SIM102 (a compile-time condition around one at run time)
+            # in a branch, where no pipeline can move the load ahead of what an earlier step has written, and behind a
+            # barrier, since another thread of the program may have written it
             if code < 0:
+                tl.debug_barrier()
                 value += tl.load(ptr, mask=mask, other=0.0, volatile=True).to(tl.float32)
         tl.store(ptr, value.to(ptr.dtype.element_ty), mask=mask)
 
