@@ -82,7 +82,8 @@ def selective_scan(
         delta = delta.repeat_interleave(channels // heads, 3)
         A = A.repeat_interleave(channels // heads, 1)
         delta_bias = None if delta_bias is None else delta_bias.repeat_interleave(channels // heads, 1)
-    name = _dispatch.requested_backend(backend)
+    # compiled code can't read the context; the op does when it runs
+    name = backend or '' if torch.compiler.is_compiling() else _dispatch.requested_backend(backend)
     if name == 'reference':  # plain differentiable torch: no op around it
         return selective_scan_ref(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, order=order, param_order=param_order, merge=merge,
@@ -240,6 +241,10 @@ def _check_positions(order: Tensor | None, length: int) -> None:
 def _module(u: Tensor, delta: Tensor, B: Tensor, order: Tensor | None, window: int, backend: str):
     steps = delta.shape[1] if order is None else order.shape[1]
     name = backend or _dispatch.requested_backend()
+    if name == 'reference':
+        raise _dispatch.BackendUnavailableError(
+            'the reference is plain torch around no op: compiled and scripted code takes it by backend= alone'
+        )
     return _dispatch.resolve(name, _dispatch.Problem(u.device.type, u.dtype, B.shape[-1], steps, window))
 
 
