@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 
 import torch
-from timm.layers import ClassifierHead, resample_abs_pos_embed
+from timm.layers import ClassifierHead, lecun_normal_, resample_abs_pos_embed, trunc_normal_
 from timm.models import checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
@@ -371,6 +371,24 @@ class Isotropic(ScanningBackbone):
             'stem': r'^cls_token|pos_embed|patch_embed',
             'blocks': [(r'^blocks\.(\d+)', None), (r'^norm', (99999,))],
         }
+
+
+def init_mamba_stack(model: Isotropic) -> None:
+    """Initialise patch and position embedding, output projections and classifier as Vim does.
+
+    The rest keeps what its modules start with.
+    """
+    trunc_normal_(model.pos_embed, std=0.02)
+    lecun_normal_(model.patch_embed.proj.weight)
+    nn.init.zeros_(model.patch_embed.proj.bias)
+    if isinstance(model.head, nn.Linear):
+        trunc_normal_(model.head.weight, std=0.02)
+        nn.init.zeros_(model.head.bias)
+    for block in model.blocks:
+        weight = block.mixer.out_proj.weight
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        with torch.no_grad():
+            weight /= math.sqrt(len(model.blocks))
 
 
 def rename(
