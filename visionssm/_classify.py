@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -45,12 +46,13 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
             )
         if img_size is not None and takes_argument(sketch(name), 'img_size'):
             kwargs['img_size'] = img_size
+    if not name.startswith(_SOURCES):
+        return timm.create_model(name, pretrained=True, **kwargs).eval()
     try:
         return timm.create_model(name, pretrained=True, **kwargs).eval()
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        if not name.startswith(_SOURCES):
-            raise
-        raise ValueError(f"{name} is not a complete model in timm's layout: {error or type(error).__name__}") from error
+    except (SafetensorError, UnpicklingError, JSONDecodeError, KeyError, RuntimeError, TypeError) as error:
+        # what is wrong with the folder, whoever notices it
+        raise ValueError(f"{name} is no complete model in timm's layout: {type(error).__name__}, {error}") from error
 
 
 def label_names(model: nn.Module) -> Callable[[int], str]:

@@ -154,7 +154,7 @@ def _draw_samples(axes: Axes, trained: Trained, digits: Digits) -> None:
     for place, index in enumerate(shown):
         x, y = place % columns * 1.18, place // columns * 1.62
         colour = _GOOD if right[index] else _BAD
-        axes.imshow(digits.test_images[index, 0], cmap='gray_r', vmin=0, vmax=1, extent=(x, x + 1, y + 1, y))
+        axes.imshow(digits.test_images[index, 0].numpy(), cmap='gray_r', vmin=0, vmax=1, extent=(x, x + 1, y + 1, y))
         axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=1 if right[index] else 2.4))
         text = f'{predicted[index]} ({confidence[index]:.0%})'
         if not right[index]:
@@ -162,4 +162,6 @@ def _draw_samples(axes: Axes, trained: Trained, digits: Digits) -> None:
         axes.text(x + 0.5, y + 1.08, text, size=9.5, color=colour, ha='center', va='top')
     axes.set(xlim=(0, columns * 1.18 - 0.18), ylim=(2 * 1.62 - 0.2, -0.05), aspect='equal', anchor='NW')
     axes.axis('off')
-    _title(axes, 'Held-out images and what the model says: mistakes (red), the right ones it is least certain of, others')
+    _title(
+        axes, 'Held-out images and what the model says: mistakes (red), the right ones it is least certain of, others'
+    )

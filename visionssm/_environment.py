@@ -14,7 +14,7 @@ from .ops._cpu import CompileError, _compiler, cache_dir
 from .version import __version__
 
 _PACKAGES = (
-    'torch', 'timm', 'triton', 'numpy', 'safetensors', 'huggingface-hub', 'pillow', 'scikit-learn',
+    'timm', 'triton', 'numpy', 'safetensors', 'huggingface-hub', 'pillow', 'scikit-learn',
     'matplotlib', 'tqdm', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation',
 )  # fmt: skip
 _VARIABLES = (
@@ -29,8 +29,13 @@ _VARIABLES = (
 
 
 def versions() -> list[tuple[str, str]]:
-    """(name, version) of Python, the platform and the packages that matter here."""
-    rows = [('visionssm', __version__), ('python', platform.python_version()), ('platform', platform.platform())]
+    """(name, version) of this package, Python, the platform and the packages that matter here."""
+    rows = [
+        ('visionssm', __version__),
+        ('python', platform.python_version()),
+        ('platform', platform.platform()),
+        ('torch', torch.__version__),  # says also what it was built for
+    ]
     for name in _PACKAGES:
         try:
             rows.append((name, metadata.version(name)))

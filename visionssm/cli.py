@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--model', default='vmamba_nano', metavar='NAME', help='default: vmamba_nano')
     command.add_argument('--scan', metavar='SCAN', help='name or JSON, such as \'{"name": "local", "window": 4}\'')
     command.add_argument('--compare-scans', metavar='A,B,C', help='train once per order and print a table')
-    command.add_argument('--epochs', type=_positive, metavar='N', help='default: 14; 5 with --compare-scans')
+    command.add_argument('--epochs', type=_positive, metavar='N', help='default: 16; 5 with --compare-scans')
     command.add_argument('--output', type=Path, default=Path('runs/demo'), metavar='DIR', help='default: runs/demo')
     command.add_argument('--seed', type=int, default=0, help='default: 0')
     command.add_argument('--threads', type=_positive, metavar='N', help="default: torch's choice")

@@ -57,7 +57,7 @@ class DemoOptions:
 
     model: str = 'vmamba_nano'
     scan: str | None = None
-    epochs: int = 14
+    epochs: int = 16
     batch_size: int = 64
     lr: float = 2e-3
     seed: int = 0

@@ -1,0 +1,248 @@
+"""The demo's parts, a tiny run of it, and what is left when it is interrupted."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+pytest.importorskip('sklearn')
+pytest.importorskip('matplotlib')
+pytest.importorskip('tqdm')
+
+from visionssm import _training, demo  # noqa: E402
+from visionssm._classify import classify  # noqa: E402
+
+TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)
+FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
+
+
+@pytest.fixture(scope='module')
+def digits():
+    return demo.load_digits(200)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished tiny run: (folder, result, lines said)."""
+    folder, lines = tmp_path_factory.mktemp('demo') / 'runs' / 'demo', []
+    return folder, demo.run_demo(demo.replace(TINY, scan='spiral'), folder, lines.append), lines
+
+
+def test_split_is_fixed_stratified_and_disjoint():
+    digits, again = demo.load_digits(), demo.load_digits()
+    assert len(digits.train_labels) == 1437 and len(digits.test_labels) == 360
+    assert all(torch.equal(a, b) for a, b in zip(digits, again, strict=True))
+    counts = digits.test_labels.bincount()
+    assert counts.min() >= 34 and counts.max() <= 38
+    assert float(digits.train_images.min()) == 0 and float(digits.train_images.max()) == 1
+    # no held-out image is among those trained on: the data set has no duplicates
+    distances = torch.cdist(digits.test_images.flatten(1), digits.train_images.flatten(1))
+    assert distances.min() > 0
+
+
+def test_the_whole_folder_is_there(finished):
+    folder, trained, lines = finished
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ['demo']
+    assert any('identical logits' in line for line in lines)
+    assert any(f'{trained.accuracy:.2%}' in line for line in lines)
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['architecture'] == 'test_vmamba'
+    assert config['label_names'] == list('0123456789')
+    assert (
+        config['model_args']['scan'] == '{"name":"spiral","directions":4}' or 'spiral' in config['model_args']['scan']
+    )
+    assert config['pretrained_cfg']['input_size'][0] == 1
+    assert 'reported by the authors' not in str(config)
+    rows = list(csv.DictReader((folder / 'history.csv').open()))
+    assert len(rows) == 1 and float(rows[0]['accuracy']) == pytest.approx(trained.accuracy, abs=1e-4)
+
+
+def test_saved_model_is_the_trained_one(finished):
+    folder, trained, _ = finished
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert loaded.scan == trained.model.scan
+    images = torch.rand(2, 1, trained.size, trained.size)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), trained.model.eval()(images))
+
+
+def test_saved_samples_classify_as_the_held_out_images(finished):
+    """Files, read and resized by timm's transform, are what the model was evaluated on."""
+    folder, trained, _ = finished
+    digits = demo.load_digits(TINY.limit)
+    for result in classify(trained.model, [folder / 'samples' / 'digit_3.png'], topk=10):
+        found = {p['index']: p['probability'] for p in result['predictions']}
+    index = int((digits.test_labels == 3).nonzero()[0])
+    expected = trained.probabilities[index]
+    assert torch.tensor([found[i] for i in range(10)]) == pytest.approx(expected, abs=0.01)
+
+
+def test_picture_is_a_picture(finished):
+    from matplotlib import image
+
+    picture = image.imread(finished[0] / 'demo.png')
+    assert picture.shape[0] > 600 and picture.shape[1] > 1000 and picture.std() > 0.1
+
+
+def test_same_seed_same_model(digits):
+    first, second = (demo.train(TINY, digits) for _ in range(2))
+    assert torch.equal(first.probabilities, second.probabilities)
+    other = demo.train(demo.replace(TINY, seed=1), digits)
+    assert not torch.equal(first.probabilities, other.probabilities)
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    demo.train(TINY, digits)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
+@pytest.mark.parametrize('scan', [None, 'hilbert', 'multiscale', '{"name":"local","window":2}', 'multihead'])
+def test_any_backbone_takes_any_scan(name, scan):
+    model, size = demo.create_model(demo.DemoOptions(name, scan))
+    with torch.inference_mode():
+        assert model.eval()(torch.rand(1, 1, size, size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    'reductions, size', [([4, 8, 16, 32], 40), ([16, 16], 96), ([2, 4, 8, 16], 24), ([14, 14], 112), ([1], 8)]
+)
+def test_image_size(reductions, size):
+    assert demo.image_size(reductions) == size
+    assert size / reductions[0] >= 6 and size > reductions[-1]
+
+
+def test_augmentation_moves_but_keeps_the_image():
+    images = torch.zeros(64, 1, 32, 32)
+    images[:, :, 12:20, 12:20] = 1
+    batches = demo.AugmentedBatches(images, torch.zeros(64, dtype=torch.int64), 64, seed=0)
+    (moved, _), (again, _) = next(iter(batches)), next(iter(batches))
+    assert not torch.equal(moved, again)
+    moved = moved * 0.5 + 0.5
+    assert moved.min() >= 0 and moved.max() <= 1 + 1e-6
+    mass = moved.sum((1, 2, 3)) / 64
+    assert mass.min() > 0.7 and mass.max() < 1.4
+    still = demo.AugmentedBatches(images, torch.zeros(64, dtype=torch.int64), 64, seed=0, degrees=0, shift=0, zoom=0)
+    assert (next(iter(still))[0] * 0.5 + 0.5 - images).abs().max() < 1e-5
+
+
+def test_rerun_replaces_an_earlier_demo_only(finished, tmp_path):
+    output = tmp_path / 'demo'
+    demo.run_demo(TINY, output, lambda line: None)
+    before = (output / 'model.safetensors').read_bytes()
+    demo.run_demo(demo.replace(TINY, seed=3), output, lambda line: None)
+    assert {path.name for path in output.iterdir()} == FILES
+    assert (output / 'model.safetensors').read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
+    (output / 'thesis.tex').write_text('years of work')
+    with pytest.raises(ValueError, match='thesis.tex'):
+        demo.run_demo(TINY, output, lambda line: None)
+    assert (output / 'thesis.tex').exists() and (output / 'demo.png').exists()
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc/demo'])
+def test_output_that_cannot_be_written_is_refused_first(tmp_path, place):
+    (tmp_path / 'file').write_text('text')
+    output = tmp_path / place
+    if place == '/proc/demo' and not os.path.isdir('/proc'):
+        pytest.skip('no /proc here')
+    with pytest.raises(ValueError, match=str(output)):
+        demo.run_demo(TINY, output, lambda line: None)
+    assert (tmp_path / 'file').read_text() == 'text'
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
+def test_failure_while_writing_leaves_the_old_folder(tmp_path, error):
+    output = tmp_path / 'demo'
+    output.mkdir()
+    (output / 'history.csv').write_text('old')
+    with pytest.raises(error), demo.replaced_folder(output) as folder:
+        (folder / 'history.csv').write_text('half')
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
+    assert (output / 'history.csv').read_text() == 'old'
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_leaves_nothing(tmp_path, number, code):
+    output = tmp_path / 'runs' / 'demo'
+    command = [sys.executable, '-m', 'visionssm', 'demo', '--model', 'test_vmamba', '--epochs', '500', '--limit', '200']
+    process = subprocess.Popen(
+        [*command, '--threads', '1', '--output', str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith('epoch 1/'):
+                break
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert 'Traceback' not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_scans(capsys):
+    from visionssm import cli
+
+    command = ['demo', '--model', 'test_vmamba', '--epochs', '1', '--limit', '100', '--compare-scans']
+    assert cli.main([*command, 'raster,{"name":"local","window":2,"directions":4}']) == 0
+    table = capsys.readouterr().out.splitlines()[-5:]
+    assert table[0].split() == ['scan', 'held-out', 'accuracy', 'seconds', 'params', '(M)']
+    assert {line.split()[0] for line in table[2:4]} == {'raster', '{"name":"local","window":2,"directions":4}'}
+
+
+def test_missing_extra(monkeypatch, capsys):
+    from visionssm import cli
+
+    find_spec = demo.importlib.util.find_spec
+    monkeypatch.setattr(demo.importlib.util, 'find_spec', lambda name: None if name == 'sklearn' else find_spec(name))
+    assert cli.main(['demo']) == 2
+    assert capsys.readouterr().err == 'visionssm: the demo needs sklearn: pip install "visionssm[demo]"\n'
+
+
+class Steps:
+    """A schedule that does nothing."""
+
+    def step_update(self, num_updates):
+        pass
+
+
+def fit_linear(batches, **options):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    return model, lambda: _training.fit(
+        model, batches, nn.functional.cross_entropy, optimizer, Steps(), lambda m: 0.5, **options
+    )
+
+
+def test_fit_learns_and_reports():
+    images, labels = torch.eye(2).repeat(4, 1), torch.tensor([0, 1]).repeat(4)
+    seen, epochs = [], []
+    _, fit = fit_linear([(images, labels)] * 3, epochs=4, on_step=seen.append, on_epoch=epochs.append)
+    history = fit()
+    assert history == epochs and [epoch.number for epoch in history] == [1, 2, 3, 4]
+    assert len(seen) == 12 and seen[-1] < seen[0] and history[-1].accuracy == 0.5
+    assert history[0].loss == pytest.approx(sum(seen[:3]) / 3)
+
+
+def test_fit_stops_at_a_loss_that_is_no_number():
+    bad = torch.tensor([[float('nan'), 0.0]])
+    model, fit = fit_linear([(torch.eye(2)[:1], torch.tensor([0])), (bad, torch.tensor([0]))], epochs=1)
+    with pytest.raises(_training.NonFiniteLossError, match='nan at step 1'):
+        fit()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
