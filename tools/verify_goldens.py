@@ -121,6 +121,15 @@ def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'vim_{match["size"]}_patch16_{match["stride"] or ""}224', {'img_size': tuple(size)} if size else {}
 
 
+def _plainmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'plainmamba_{match["size"]}', {}
+
+
+def _lbvim(meta: dict, match: re.Match) -> tuple[str, dict]:
+    size = meta['kwargs'].get('img_size')
+    return match['name'], {'img_size': tuple(size)} if size else {}
+
+
 FAMILIES = (
     Family(
         r' (?P<vanilla>vanilla_)?vmamba_(?P<size>\w+)$',
@@ -145,6 +154,19 @@ FAMILIES = (
     Family(
         r' .*models_mamba\.py:vim_(?P<size>tiny|small|base)_patch16_(?P<stride>stride8_)?224_.*cls.*$',
         _vim,
+        last_normed,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+    ),
+    Family(
+        r' mmcls .*plain_mamba_(?P<size>l\d)_in1k',
+        _plainmamba,
+        last_normed,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        container='state_dict',
+    ),
+    Family(
+        r' classification/models_mamba_bi\.py:(?P<name>lbvim_\w+_patch16_224)(?:_atthead)?$',
+        _lbvim,
         last_normed,
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
     ),

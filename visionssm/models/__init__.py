@@ -1,6 +1,8 @@
 """Every model family; importing registers them with timm."""
 
 from . import groupmamba as groupmamba
+from . import lbvim as lbvim
 from . import msvmamba as msvmamba
+from . import plainmamba as plainmamba
 from . import vim as vim
 from . import vmamba as vmamba

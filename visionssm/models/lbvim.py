@@ -1,0 +1,317 @@
+"""LBVim, of LBMamba: Locally Bi-directional Mamba, https://arxiv.org/abs/2506.15976 (TMLR).
+
+Official: https://github.com/cvlab-stonybrook/LBMamba at 521555165f879530407ac007f7f1fc885dcd20a3, no licence stated;
+nothing here is from its code.
+
+Kept, as the published weights depend on it: the window of the local backward scan goes by the number of steps, as in
+upstream's CUDA kernel, so that another image size may be another network (`local_window` fixes it).
+Differs: upstream turns the sequence around after every block; here every other mixer walks backwards, which is the
+same. Any image size works, rectangles included (upstream asserts one size).
+"""
+
+import torch
+from timm.layers import (
+    calculate_drop_path_rates,
+    register_notrace_function,
+    resample_abs_pos_embed,
+    trunc_normal_,
+)
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
+from visionssm.scans import get_scan, scan_order
+
+from ._base import Isotropic, fit_pos_embed, init_mamba_stack, rename
+from ._timm import build, cfg
+
+__all__ = ['LBVim']
+
+torch.fx.wrap('at_least_fp32')
+torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('scan_order')
+
+
+@torch.fx.wrap
+@register_notrace_function
+def window_by_length(steps: int) -> int:
+    """Upstream's window for a walk of `steps`: 4 up to 128, 8 up to 256, 16 beyond."""
+    # by arithmetic: with a branch, compiled and exported graphs would be tied to one of the three ranges
+    level = (steps - 1) // 128
+    level = min(level, 2) if torch.jit.is_scripting() else torch.sym_min(level, 2)
+    return 4 * (1 + level + level // 2)
+
+
+class LBMambaBlock(MambaBlock):
+    """`MambaBlock` whose scan looks ahead within windows.
+
+    Args:
+        dim: Channels.
+        drop_path: Rate of dropping the branch, per sample.
+        mixer_args: Arguments of `MambaMixer`.
+        local_window: Steps per window; 0: no look ahead; None: by the length of the walk.
+    """
+
+    def __init__(
+        self, dim: int, drop_path: float, mixer_args: dict, local_window: int | None = None, device=None, dtype=None
+    ) -> None:
+        super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
+        self.local_window = local_window
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        """Add what the mixer says to (B, L, C)."""
+        window = window_by_length(order.shape[1]) if self.local_window is None else self.local_window
+        return x + self.drop_path(self.mixer(self.norm(x), order, window))
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to the tokens (B, L, C); LayerNorm of what it reads, (B, C).
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads; they divide `dim`.
+
+    Raises:
+        ValueError: If they do not.
+
+    Source: cvlab-stonybrook/LBMamba@5215551, head of `lbvim_528_patch16_224_atthead`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, device=None, dtype=None) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f'num_heads is {num_heads!r}; allowed are divisors of the {dim} channels')
+        dd = {'device': device, 'dtype': dtype}
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.empty(1, 1, dim, **dd))
+        self.kv = nn.Linear(dim, 2 * dim, **dd)
+        self.norm = nn.LayerNorm(dim, **dd)
+        trunc_normal_(self.latent, std=dim**-0.5)
+        trunc_normal_(self.kv.weight, std=0.02)
+        nn.init.zeros_(self.kv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool tokens."""
+        kv = self.kv(x).unflatten(2, (2, self.num_heads, -1))  # [B, L, 2, heads, C / heads]
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.latent.to(k.dtype).unflatten(2, (self.num_heads, -1)).transpose(1, 2).expand(x.shape[0], -1, -1, -1)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)  # [B, heads, 1, C / heads]
+        return self.norm(x.flatten(1))
+
+
+class LBVim(Isotropic):
+    """Vim with one scan per block that looks ahead within short windows; every other block walks backwards.
+
+    Args:
+        img_size: Image size (one side, or height and width) that the position embeddings are for.
+        patch_size: Side of a patch.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: 'avg' (mean of the tokens), 'map' (attention pooling, with parameters) or '' (all tokens).
+        embed_dim: Channels.
+        depth: Blocks.
+        d_state: States N per channel.
+        d_conv: Width of the causal convolution.
+        expand: Inner channels of the mixer over `embed_dim`.
+        pool_heads: Heads of the attention pooling.
+        local_window: Steps per window of the local backward scan; 0: no such scan; None: upstream's rule, 4 for walks
+            of up to 128 steps, 8 up to 256, 16 beyond.
+        scan: Scan order: name, dict, JSON string or `ScanOrder`. If it does not offer one direction, the model has as
+            many sets of scan parameters as it has directions.
+        dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the position embedding.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    POOLS = ('avg', 'map', '')
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2.0,
+        pool_heads: int = 6,
+        local_window: int | None = None,
+        scan: ScanSpec = 'raster',
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if local_window is not None and (type(local_window) is not int or local_window < 0):
+            raise ValueError(f'local_window is {local_window!r}; allowed are integers from 0, and None')
+        super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool)
+        dd = {'device': device, 'dtype': dtype}
+        order = get_scan(scan, 1)
+        self.scan_directions = order.directions
+        self.scan = order.to_json()
+        self.patch_size = patch_size
+        self.pool_heads = pool_heads
+        self.dynamic_img_size = dynamic_img_size
+        self.patch_embed = StridedPatchEmbed(img_size, patch_size, patch_size, in_chans, embed_dim, **dd)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        # upstream drops the branch that comes into the next block; the schedule is the plain one
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(
+            LBMambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, local_window, **dd)
+            for i, rate in enumerate(rates)
+        )
+        self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
+        self.attn_pool = self._make_pool(device, dtype)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._make_head(num_classes, device, dtype)
+        init_mamba_stack(self)
+
+    def _make_pool(self, device, dtype) -> nn.Module:
+        if self.global_pool != 'map':
+            return nn.Identity()
+        return AttentionPool(self.embed_dim, self.pool_heads, device=device, dtype=dtype)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
+        x = self.patch_embed(x)
+        _, height, width, _ = x.shape
+        pos_embed = self.pos_embed
+        if self.dynamic_img_size:
+            size = [height, width]
+            pos_embed = resample_abs_pos_embed(pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
+        x = at_least_fp32(self.pos_drop(x.flatten(1, 2) + pos_embed))
+        return x, scan_order(self.scan, height, width, x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.global_pool == 'avg':
+            x = x.mean(1)
+        elif self.global_pool == 'map':
+            x = self.attn_pool(x)
+        return x
+
+    @torch.jit.ignore
+    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
+        return x.unflatten(1, (height, width))
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As every model; attention pooling is made or removed as `global_pool` asks."""
+        before = self.global_pool
+        super().reset_classifier(num_classes, global_pool)
+        if self.global_pool != before:
+            like = self.pos_embed
+            self.attn_pool = self._make_pool(like.device, like.dtype).train(self.training)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """What upstream exempts beside 1-D parameters and biases, which timm's rule covers; `A_log` is decayed."""
+        return {'pos_embed'}
+
+
+_RENAMES = (
+    (r'^backbone\.', ''),
+    (r'^layers\.', 'blocks.'),
+    (r'^norm_f\.', 'norm.'),
+    (r'\.mixer\.(A_log|D|(?:conv1d|x_proj|dt_proj)\.\w+)$', r'.mixer.directions.0.\1'),
+    (r'^head\.0\.post_norm\.', 'attn_pool.norm.'),
+    (r'^head\.0\.', 'attn_pool.'),
+    (r'^head\.1\.', 'head.'),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: LBVim) -> dict[str, Tensor]:
+    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+    Attention pooling is left out for a model that was built with another pooling.
+
+    Raises:
+        ValueError: If the grid that the position embeddings are for is not known.
+    """
+    state_dict = rename(state_dict, _RENAMES)
+    if model.global_pool != 'map':
+        state_dict = {name: x for name, x in state_dict.items() if not name.startswith('attn_pool.')}
+    return fit_pos_embed(state_dict, model)
+
+
+def _cfg(**kwargs) -> dict:
+    return cfg(
+        **{
+            'fixed_input_size': True,
+            'first_conv': 'patch_embed.proj',
+            'classifier': 'head',
+            'license': 'unknown',
+            'origin_url': 'https://github.com/cvlab-stonybrook/LBMamba',
+            'paper_ids': 'arXiv:2506.15976',
+            'paper_name': 'LBMamba: Locally Bi-directional Mamba',
+            **kwargs,
+        }
+    )
+
+
+# whoever has a file of the release loads it by `pretrained_cfg_overlay={'file': ...}`
+_RELEASED = _cfg(
+    notes=('weights: release v1.0 of the repository, which states no licence; top-1 per variant is not known here',)
+)
+
+default_cfgs = generate_default_cfgs(
+    {
+        'lbvim_tiny_patch16_224': _RELEASED,
+        'lbvim_300_patch16_224': _RELEASED,
+        'lbvim_small_patch16_224': _RELEASED,
+        'lbvim_528_patch16_224': _RELEASED,
+        'lbvim_nano': _cfg(),
+        'test_lbvim': _cfg(input_size=(3, 96, 96)),
+    }
+)
+
+
+def _create_lbvim(variant: str, pretrained: bool, args: dict, kwargs: dict) -> LBVim:
+    return build(LBVim, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
+
+
+@register_model
+def lbvim_tiny_patch16_224(pretrained: bool = False, **kwargs) -> LBVim:
+    """LBVim-Ti: 6.4 M parameters."""
+    return _create_lbvim('lbvim_tiny_patch16_224', pretrained, {'embed_dim': 192}, kwargs)
+
+
+@register_model
+def lbvim_300_patch16_224(pretrained: bool = False, **kwargs) -> LBVim:
+    """LBVim of width 300: 15 M parameters."""
+    return _create_lbvim('lbvim_300_patch16_224', pretrained, {'embed_dim': 300}, kwargs)
+
+
+@register_model
+def lbvim_small_patch16_224(pretrained: bool = False, **kwargs) -> LBVim:
+    """LBVim-S: 24 M parameters."""
+    return _create_lbvim('lbvim_small_patch16_224', pretrained, {'embed_dim': 384}, kwargs)
+
+
+@register_model
+def lbvim_528_patch16_224(pretrained: bool = False, **kwargs) -> LBVim:
+    """LBVim of width 528 with attention pooling: 45 M parameters."""
+    args = {'embed_dim': 528, 'global_pool': 'map'}
+    return _create_lbvim('lbvim_528_patch16_224', pretrained, args, kwargs)
+
+
+@register_model
+def lbvim_nano(pretrained: bool = False, **kwargs) -> LBVim:
+    """Not of the paper: trains on a CPU in minutes (for small images give `img_size=32, patch_size=4`)."""
+    return _create_lbvim('lbvim_nano', pretrained, {'embed_dim': 96, 'depth': 6}, kwargs)
+
+
+@register_model
+def test_lbvim(pretrained: bool = False, **kwargs) -> LBVim:
+    """For tests: under 1 M parameters."""
+    return _create_lbvim('test_lbvim', pretrained, {'embed_dim': 64, 'depth': 4}, kwargs)

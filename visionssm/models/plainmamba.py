@@ -1,0 +1,424 @@
+"""PlainMamba, https://arxiv.org/abs/2403.17695 (BMVC 2024).
+
+Official: https://github.com/ChenhongyiYang/PlainMamba at 0975a1d0d8bca50e7b85cf15e53de2a383ae12a0, Apache-2.0.
+
+Kept, as the published weights depend on it: along a path only the convolved tokens are permuted, so step t takes its
+step size, B and C from token t in raster order, whichever token it visits; the bias of dt_proj counts twice, in the
+projection and as the bias of the scan; the directions are summed, not averaged.
+Fixed: upstream's trainer overwrites every linear layer when training starts and so loses the step initialisation;
+here all but `dt_proj` are overwritten.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from visionssm.layers import (
+    GridEmbed,
+    ScanningModule,
+    ScanSpec,
+    at_least_fp32,
+    change_scan,
+    check_image_size,
+    decay_rates,
+    init_A_log,
+    init_dt_bias,
+)
+from visionssm.ops import scan_tokens
+from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
+
+from ._base import Isotropic, fit_pos_embed, rename
+from ._timm import build, cfg, record_args
+
+__all__ = ['PlainMamba']
+
+torch.fx.wrap('at_least_fp32')
+torch.fx.wrap('decay_rates')
+torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('scan_order')
+torch.fx.wrap('scan_tokens')
+
+
+class ConvPatchEmbed(GridEmbed):
+    """Convolutions at half resolution, then patches: images (B, C, H, W) to tokens (B, H / p, W / p, D), rounded up.
+
+    Args:
+        img_size: Height and width that the model is made for.
+        patch_size: Pixels p per token along a side, even.
+        in_chans: Image channels.
+        embed_dim: Token channels.
+        width: Channels of the convolutions.
+        convs: 3x3 convolutions after the first, which is 7x7 of stride 2.
+
+    Raises:
+        ValueError: If `patch_size` is odd or below 2.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        width: int = 64,
+        convs: int = 1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if patch_size < 2 or patch_size % 2:
+            raise ValueError(f'patch_size is {patch_size!r}; allowed are even numbers from 2')
+        dd = {'device': device, 'dtype': dtype}
+        self.reduction, self.least = patch_size, 1
+        self.patch = patch_size // 2  # the first convolution halves the image
+        self.stem = ConvNormAct(in_chans, width, 7, stride=2, **dd)
+        self.convs = nn.Sequential(*(ConvNormAct(width, width, 3, **dd) for _ in range(convs)))
+        self.proj = nn.Conv2d(width, embed_dim, self.patch, stride=self.patch, **dd)
+        self.set_input_size(img_size)
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """The grid that images of `img_size` give."""
+        return math.ceil(img_size[0] / self.reduction), math.ceil(img_size[1] / self.reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        # not made channels-last: that is 25 % faster, but rounds otherwise, and the few ReLUs that flip with it move
+        # gradients here by 3e-4; images that come channels-last stay so
+        x = self.convs(self.stem(x))
+        _, _, height, width = x.shape
+        right, bottom = (self.patch - width % self.patch) % self.patch, (self.patch - height % self.patch) % self.patch
+        return self.proj(F.pad(x, [0, right, 0, bottom])).permute(0, 2, 3, 1).contiguous()
+
+
+class PlainMambaMixer(ScanningModule):
+    """Gated mixer: projection, depthwise convolution, selective scan along all directions, summed; projection back.
+
+    The directions share all parameters. `direction_B` (5, N) is added to B by the move that led to the visited token:
+    none (the first step, or a jump), right, left, up, down.
+
+    Args:
+        dim: Channels in and out.
+        d_state: States N per channel.
+        d_conv: Side of the convolution, odd.
+        expand: d_inner / dim.
+        scan: Scan order.
+
+    Raises:
+        ValueError: If `d_conv` is even.
+
+    Source: arXiv:2403.17695, section 3.2; ChenhongyiYang/PlainMamba@0975a1d.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        d_conv: int = 7,
+        expand: float = 2.0,
+        scan: ScanSpec = 'plainmamba',
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if d_conv % 2 == 0:
+            raise ValueError(f'd_conv is {d_conv!r}; allowed are odd numbers')
+        dd = {'device': device, 'dtype': dtype}
+        d_inner, rank = int(expand * dim), math.ceil(dim / 16)
+        self.d_state = d_state
+        self.in_proj = nn.Linear(dim, 2 * d_inner, **dd)
+        self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
+        self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
+        self.dt_proj = nn.Linear(rank, d_inner, **dd)
+        self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
+        self.D = nn.Parameter(torch.ones(d_inner, **dd))
+        self.direction_B = nn.Parameter(torch.empty(5, d_state, **dd))
+        self.out_proj = nn.Linear(d_inner, dim, **dd)
+        self.set_scan(get_scan(scan, 4))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        if self.D.is_meta:  # slow there, and nothing to fill
+            return
+        for linear in (self.in_proj, self.x_proj, self.out_proj):
+            trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        bound = self.dt_proj.in_features**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        init_dt_bias(self.dt_proj.bias)
+        init_A_log(self.A_log)
+        trunc_normal_(self.direction_B, std=0.02)
+
+    @torch.jit.ignore
+    def set_scan(self, order: ScanOrder) -> None:
+        """Take another order, of any number of directions."""
+        self.num_directions = order.directions
+        self.permutation = order.strategy.permutation
+
+    def forward(self, x: Tensor, walk: Tensor) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: Tokens, (B, H, W, C).
+            walk: Visiting orders and the moves to each token, (2, K, T).
+        """
+        _, height, width, _ = x.shape
+        K, N = self.num_directions, self.d_state
+        order = walk[0]
+        x, z = self.in_proj(x).chunk(2, -1)
+        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
+        z = z.flatten(1, 2)
+        dt, B, C = self.x_proj(x).split([self.dt_proj.in_features, N, N], -1)
+        dt = self.dt_proj(dt)
+        A, skip = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
+        bias = at_least_fp32(self.dt_proj.bias).expand(K, -1)
+        step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
+        if not self.permutation:  # a walk longer than the grid starts over with the parameters
+            step = step % (height * width)
+            dt, B, C = dt[:, step], B[:, step], C[:, step]
+        dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)
+        B = B.unsqueeze(2) + self.direction_B[walk[1].t()]  # [B, T, K, N]
+        if self.permutation:
+            y = scan_tokens(x, dt, A, B, C, skip, z, bias, True, order, step.expand(K, -1))
+        else:
+            u = x[:, order.t()]
+            y = scan_tokens(u, dt, A, B, C, skip, None, bias, True, None, None, False)
+            y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2)) * F.silu(z)
+        return self.out_proj(y.unflatten(1, (height, width)))
+
+
+class PlainMambaBlock(nn.Module):
+    """x + drop_path(mixer(norm(x))), then maybe a depthwise convolution, BatchNorm and GELU in place of the result.
+
+    Args:
+        dim: Channels.
+        drop_path: Rate of dropping the branch, per sample.
+        conv: Whether the convolution is there.
+        mixer_args: Arguments of `PlainMambaMixer`.
+    """
+
+    def __init__(self, dim: int, drop_path: float, conv: bool, mixer_args: dict, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.mixer = PlainMambaMixer(dim, **mixer_args, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.has_conv = conv
+        self.conv = ConvNormAct(dim, dim, 3, groups=dim, act_layer=nn.GELU, **dd) if conv else nn.Identity()
+
+    def forward(self, x: Tensor, walk: Tensor) -> Tensor:
+        """Mix (B, H, W, C)."""
+        x = x + self.drop_path(self.mixer(self.norm(x), walk))
+        if self.has_conv:
+            x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x
+
+
+class PlainMamba(Isotropic):
+    """PlainMamba: a convolutional embedding, then blocks that scan along paths without jumps. Maps are channels-last.
+
+    Takes images of any size: position embeddings are resampled in every forward.
+
+    Args:
+        img_size: Image size (one side, or height and width) that the position embeddings are for.
+        patch_size: Pixels per token along a side, even.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: 'avg' or '' (the map).
+        embed_dim: Channels.
+        depth: Blocks.
+        stem_convs: 3x3 convolutions in the embedding.
+        conv_blocks: Blocks that end with a depthwise convolution.
+        d_state: States N per channel.
+        d_conv: Side of the mixer's convolution, odd.
+        expand: Inner channels of the mixer over `embed_dim`.
+        scan: Scan order: name, dict, JSON string or `ScanOrder`. Its directions share all parameters, so that weights
+            go with any number of them; four are asked for.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        embed_dim: int = 192,
+        depth: int = 24,
+        stem_convs: int = 2,
+        conv_blocks: Sequence[int] = (),
+        d_state: int = 16,
+        d_conv: int = 7,
+        expand: float = 2.0,
+        scan: ScanSpec = 'plainmamba',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if not set(conv_blocks) <= set(range(depth)):
+            raise ValueError(f'conv_blocks is {conv_blocks!r}; allowed are 0..{depth - 1}')
+        super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool)
+        dd = {'device': device, 'dtype': dtype}
+        order = get_scan(scan, 4)
+        self.output_fmt = 'NHWC'
+        self.scan_directions = 4
+        self.scan = order.to_json()
+        self.patch_embed = ConvPatchEmbed(img_size, patch_size, in_chans, embed_dim, convs=stem_convs, **dd)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
+        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.ModuleList(
+            PlainMambaBlock(embed_dim, rate, i in conv_blocks, mixer_args, **dd) for i, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._make_head(num_classes, device, dtype)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if num_classes > 0:
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_image_size(x, 1)
+        x = self.patch_embed(x)
+        _, height, width, _ = x.shape
+        size = [height, width]
+        pos_embed = resample_abs_pos_embed(self.pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
+        order = scan_order(self.scan, height, width, x)
+        moves = step_moves(order, width)
+        return x + pos_embed.unflatten(1, size), torch.stack([order.to(moves.dtype), moves])
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2)) if self.global_pool == 'avg' else x
+
+    @torch.jit.ignore
+    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
+        return x
+
+    @torch.jit.ignore
+    def set_scan(self, scan: ScanSpec) -> None:
+        """Walk along another scan order, of any number of directions; the weights stay as they are.
+
+        Args:
+            scan: Name, dict, JSON string or `ScanOrder`.
+
+        Raises:
+            ValueError: If the order is unknown.
+        """
+        order = get_scan(scan, 4)
+        self.scan = change_scan(self, order, order.directions).to_json()
+        record_args(self, scan=self.scan)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """What upstream exempts beside 1-D parameters and biases, which timm's rule covers."""
+        scans = (name for name, m in self.named_modules() if isinstance(m, PlainMambaMixer))
+        return {'pos_embed'} | {f'{name}.{parameter}' for name in scans for parameter in ('A_log', 'direction_B')}
+
+
+_RENAMES = (
+    (r'^backbone\.', ''),
+    (r'^head\.fc\.', 'head.'),
+    (r'^ln1\.', 'norm.'),
+    (r'^layers\.(\d+)\.dw\.', r'blocks.\1.conv.'),
+    (r'^layers\.', 'blocks.'),
+    (r'\.mamba\.conv2d\.', '.mixer.conv.'),
+    (r'\.mamba\.direction_Bs$', '.mixer.direction_B'),
+    (r'\.mamba\.', '.mixer.'),
+    (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
+    # convolution, BatchNorm, ReLU: three entries of one nn.Sequential each time
+    (r'^patch_embed\.convs\.(\d+)\.', lambda m: f'patch_embed.convs.{int(m[1]) // 3}.{int(m[1]) % 3}.'),
+    (r'(^patch_embed\.(?:stem|convs\.\d+)|^blocks\.\d+\.conv)\.0\.', r'\1.conv.'),
+    (r'(^patch_embed\.(?:stem|convs\.\d+)|^blocks\.\d+\.conv)\.1\.', r'\1.bn.'),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PlainMamba) -> dict[str, Tensor]:
+    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+    The `ema_*` buffers are left out: upstream swaps the averaged weights into the model before it saves.
+
+    Raises:
+        ValueError: If the grid that the position embeddings are for is not known.
+    """
+    if any('.mamba.' in name for name in state_dict):
+        state_dict = rename({name: x for name, x in state_dict.items() if not name.startswith('ema_')}, _RENAMES)
+    return fit_pos_embed(state_dict, model)
+
+
+def _cfg(**kwargs) -> dict:
+    return cfg(
+        **{
+            'pool_size': (14, 14),
+            'first_conv': 'patch_embed.stem.conv',
+            'classifier': 'head',
+            'license': 'apache-2.0',
+            'origin_url': 'https://github.com/ChenhongyiYang/PlainMamba',
+            'paper_ids': 'arXiv:2403.17695',
+            'paper_name': 'PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition',
+            **kwargs,
+        }
+    )
+
+
+def _hub(file: str, top1: float) -> dict:
+    return _cfg(hf_hub_id='ChenhongyiYang/PlainMamba', hf_hub_filename=file, top1=top1)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'plainmamba_l1.in1k': _hub('l1.pth', 77.9),
+        'plainmamba_l2.in1k': _hub('l2.pth', 81.6),
+        'plainmamba_l3.in1k': _hub('l3.pth', 82.3),
+        'plainmamba_nano': _cfg(),
+        'test_plainmamba': _cfg(input_size=(3, 96, 96), pool_size=(6, 6)),
+    }
+)
+
+
+def _create_plainmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> PlainMamba:
+    return build(PlainMamba, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
+
+
+@register_model
+def plainmamba_l1(pretrained: bool = False, **kwargs) -> PlainMamba:
+    """PlainMamba-L1: 7.6 M parameters."""
+    args = {'embed_dim': 192, 'stem_convs': 1, 'conv_blocks': (0,)}
+    return _create_plainmamba('plainmamba_l1', pretrained, args, kwargs)
+
+
+@register_model
+def plainmamba_l2(pretrained: bool = False, **kwargs) -> PlainMamba:
+    """PlainMamba-L2: 26 M parameters."""
+    return _create_plainmamba('plainmamba_l2', pretrained, {'embed_dim': 384}, kwargs)
+
+
+@register_model
+def plainmamba_l3(pretrained: bool = False, **kwargs) -> PlainMamba:
+    """PlainMamba-L3: 51 M parameters."""
+    return _create_plainmamba('plainmamba_l3', pretrained, {'embed_dim': 448, 'depth': 36}, kwargs)
+
+
+@register_model
+def plainmamba_nano(pretrained: bool = False, **kwargs) -> PlainMamba:
+    """Not of the paper: trains on a CPU in minutes (for small images give `img_size=32, patch_size=4`)."""
+    args = {'embed_dim': 96, 'depth': 6, 'stem_convs': 1}
+    return _create_plainmamba('plainmamba_nano', pretrained, args, kwargs)
+
+
+@register_model
+def test_plainmamba(pretrained: bool = False, **kwargs) -> PlainMamba:
+    """For tests: under 1 M parameters."""
+    args = {'img_size': 96, 'embed_dim': 64, 'depth': 4, 'stem_convs': 1, 'conv_blocks': (0,)}
+    return _create_plainmamba('test_plainmamba', pretrained, args, kwargs)
