@@ -3,6 +3,7 @@
 from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
 from .mamba import MambaBlock, MambaMixer, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp
+from .neighborhood import na_av, na_bias, na_qk
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
@@ -28,5 +29,8 @@ __all__ = [
     'decay_rates',
     'init_A_log',
     'init_dt_bias',
+    'na_av',
+    'na_bias',
+    'na_qk',
     'split_projection',
 ]
