@@ -1,5 +1,6 @@
 """Every model family; importing registers them with timm."""
 
+from . import a2mamba as a2mamba
 from . import groupmamba as groupmamba
 from . import lbvim as lbvim
 from . import msvmamba as msvmamba
