@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -62,10 +63,12 @@ def build(
     pretrained_cfg = resolve_pretrained_cfg(
         variant, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
     )
-    file = pretrained_cfg.file if pretrained_cfg.source != 'local-dir' else None  # a folder is timm's to read
+    file, source = pretrained_cfg.file, pretrained_cfg.source
     if pretrained and file:
-        # timm would take averaged weights first, whatever upstream evaluates
-        pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, state_dict=load_checkpoint(file, container))
+        # timm would take averaged weights first, whatever upstream evaluates; and before torch 2.13 it can't read the
+        # safetensors of a folder
+        state_dict = load_checkpoint(weights_file(file) if source == 'local-dir' else file, container)
+        pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, source='', state_dict=state_dict)
     features_only = kwargs.get('features_only', False)
 
     def checked_filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -93,8 +96,21 @@ def build(
         )
     if pretrained and file:  # do not keep the weights twice
         model.pretrained_cfg.pop('state_dict')
-        model.pretrained_cfg['file'] = file
+        model.pretrained_cfg.update(file=file, source=source)
     return model
+
+
+def weights_file(folder: str) -> Path:
+    """The weights in a folder that `save_for_hf` wrote, or that lies like one on the Hub.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    names = ('model.safetensors', 'pytorch_model.bin')
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise ValueError(f'{folder} holds no weights; looked for {" and ".join(names)}')
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
