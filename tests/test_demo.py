@@ -18,7 +18,9 @@ pytest.importorskip('matplotlib')
 pytest.importorskip('tqdm')
 
 from visionssm import _training, demo  # noqa: E402
+from visionssm._catalog import model_names  # noqa: E402
 from visionssm._classify import classify  # noqa: E402
+from visionssm.scans import get_scan  # noqa: E402
 
 TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
@@ -108,10 +110,18 @@ def test_training_leaves_the_global_generator_alone(digits):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
+@pytest.mark.parametrize('name', model_names('test_*'))
 @pytest.mark.parametrize('scan', [None, 'hilbert', 'multiscale', '{"name":"local","window":2}', 'multihead'])
 def test_any_backbone_takes_any_scan(name, scan):
     model, size = demo.create_model(demo.DemoOptions(name, scan))
+    assert scan is None or get_scan(scan).name == get_scan(model.scan).name
+    with torch.inference_mode():
+        assert model.eval()(torch.rand(1, 1, size, size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize('name', model_names('*_nano'))
+def test_small_models_take_the_digits(name):
+    model, size = demo.create_model(demo.DemoOptions(name))
     with torch.inference_mode():
         assert model.eval()(torch.rand(1, 1, size, size)).shape == (1, 10)
 

@@ -49,6 +49,10 @@ def test_readme_starts_with_the_two_commands():
     assert COMMANDS[1] in (ROOT / '.ci/run').read_text()
 
 
+def test_readme_names_every_scan_order():
+    assert [name for name in list_scans() if f'`{name}`' not in README] == []
+
+
 @pytest.mark.parametrize(
     'code', [code for code in re.findall(r'```python\n(.*?)```', README, re.S) if '.pth' not in code]
 )

@@ -127,7 +127,7 @@ def create_model(options: DemoOptions) -> tuple[nn.Module, int]:
     Raises:
         ValueError: If the model or the scan is unknown, or the model has no scan to choose.
     """
-    check_model(options.model)
+    config = check_model(options.model)
     kwargs: dict[str, Any] = {'in_chans': 1, 'num_classes': len(_CLASSES)}
     if options.scan is not None:
         _check_scan(options.scan)
@@ -137,6 +137,10 @@ def create_model(options: DemoOptions) -> tuple[nn.Module, int]:
         raise ValueError(f'{options.model} has no scan order to choose; leave --scan out')
     size = image_size([level['reduction'] for level in plain.feature_info])
     if takes_argument(plain, 'img_size'):
+        try:
+            sketch(options.model, img_size=size)
+        except ValueError:  # attention windows may need larger maps
+            size = config.input_size[-1]
         kwargs['img_size'] = size
     overlay = {
         'input_size': (1, size, size),
