@@ -156,6 +156,11 @@ class _Rows:
             part = slice(begin, begin + max(count, 1))
             yield part, self.key_rows[part]
 
+    def take(self, tokens: Tensor, key_rows: Tensor) -> Tensor:
+        """All positions of the key rows of a part, (R, K * W, C)."""
+        taken = tokens.index_select(0, key_rows.flatten())  # copies whole rows, unlike indexing
+        return taken.view(len(key_rows), -1, tokens.shape[2])
+
     def pick(self, products: Tensor) -> Tensor:
         """Of (R, W, K * W) products with whole rows, those with the K columns of each query: (R, W, K, K)."""
         index = self.columns.expand(len(products), -1, self.window, -1)
@@ -188,7 +193,7 @@ def _na_qk_op(q: Tensor, k: Tensor, window: int, dilation: Sequence[int]) -> Ten
     out = q.new_empty(*queries.shape[:2], window, window)
     with _no_autocast(q):
         for part, key_rows in rows.parts():
-            products = torch.bmm(queries[part], keys[key_rows].flatten(1, 2).transpose(1, 2))
+            products = torch.bmm(queries[part], rows.take(keys, key_rows).transpose(1, 2))
             out[part] = rows.pick(products)
     return out.view(*q.shape[:4], window * window)
 
@@ -201,7 +206,7 @@ def _na_av_op(attn: Tensor, v: Tensor, window: int, dilation: Sequence[int]) -> 
     out = v.new_empty(values.shape)
     with _no_autocast(v):
         for part, key_rows in rows.parts():
-            out[part] = torch.bmm(rows.spread(weights[part]), values[key_rows].flatten(1, 2))
+            out[part] = torch.bmm(rows.spread(weights[part]), rows.take(values, key_rows))
     return out.view(v.shape)
 
 
