@@ -112,7 +112,7 @@ class MultiScaleMixer(nn.Module):
 
     def _walk(self, x: Tensor, scan: str, once: bool, parameter_set: int) -> Tensor:
         _, _, height, width = x.shape
-        x = F.silu(x).permute(0, 2, 3, 1).flatten(1, 2)
+        x = F.silu(x.permute(0, 2, 3, 1).flatten(1, 2))
         order = scan_order(scan, height, width, x).flatten().unsqueeze(0)  # [1, T], direction after direction
         if self.norm_steps and not once:
             y = self.norm(self.ssm(x, order, parameter_set, True)).squeeze(2)  # [B, T, D]
