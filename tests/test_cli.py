@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,15 @@ import visionssm
 from visionssm import _environment, cli
 
 Image = pytest.importorskip('PIL.Image')
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process():
+    """The demo command sets the number of threads and a signal handler, for its process."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

@@ -26,6 +26,15 @@ TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
 
 
+@pytest.fixture(autouse=True)
+def unchanged_process():
+    """The demo command sets the number of threads and a signal handler, for its process."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.fixture(scope='module')
 def digits():
     return demo.load_digits(200)
@@ -190,7 +199,7 @@ def test_interrupted_run_leaves_nothing(tmp_path, number, code):
     output = tmp_path / 'runs' / 'demo'
     command = [sys.executable, '-m', 'visionssm', 'demo', '--model', 'test_vmamba', '--epochs', '500', '--limit', '200']
     process = subprocess.Popen(
-        [*command, '--threads', '1', '--output', str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, '--output', str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         for line in process.stdout:

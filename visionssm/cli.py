@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--epochs', type=_positive, metavar='N', help='default: 16; 5 with --compare-scans')
     command.add_argument('--output', type=Path, default=Path('runs/demo'), metavar='DIR', help='default: runs/demo')
     command.add_argument('--seed', type=int, default=0, help='default: 0')
-    command.add_argument('--threads', type=_positive, metavar='N', help="default: torch's choice")
+    # one: on maps this small more threads gain little, on a busy machine they wait for each other, and the result would
+    # depend on the number of cores
+    command.add_argument('--threads', type=_positive, default=1, metavar='N', help='default: 1')
     command.add_argument('--limit', type=_positive, help=argparse.SUPPRESS)  # for tests: only so many images
     command.set_defaults(run=_demo)
 
@@ -209,8 +211,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     # a polite end removes the half-written folder; the default one does not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     options = demo.DemoOptions(args.model, args.scan, seed=args.seed, limit=args.limit)
     progress = sys.stderr.isatty()
     if args.compare_scans is None:

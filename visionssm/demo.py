@@ -340,10 +340,7 @@ def run_demo(
     trained = train_with_progress(options, digits, say, progress)
     wrong = round((1 - trained.accuracy) * len(digits.test_labels))
     seconds = trained.history[-1].seconds
-    say(
-        f'held-out accuracy {trained.accuracy:.2%} ({wrong} of {len(digits.test_labels)} wrong) after {seconds:.0f} s '
-        f'on {torch.get_num_threads()} threads'
-    )
+    say(f'held-out accuracy {trained.accuracy:.2%} ({wrong} of {len(digits.test_labels)} wrong) after {seconds:.0f} s')
 
     with replaced_folder(output) as folder:
         note = f'trained by `visionssm demo` on scikit-learn digits: {trained.accuracy:.2%} of a held-out fifth'
