@@ -353,7 +353,7 @@ def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs) -> Vim:
 @register_model
 def vim_nano(pretrained: bool = False, **kwargs) -> Vim:
     """Not of the paper: trains on a CPU in minutes (for small images give `img_size=32, patch_size=4`)."""
-    return _create_vim('vim_nano', pretrained, {'embed_dim': 96, 'depth': 6}, kwargs)
+    return _create_vim('vim_nano', pretrained, {'embed_dim': 96, 'depth': 4, 'd_state': 8}, kwargs)
 
 
 @register_model
