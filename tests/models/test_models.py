@@ -424,7 +424,11 @@ def test_hub_folder(name, kwargs, tmp_path):
         model.set_scan('snake')
     if fixed(model):
         model.set_input_size((64, 128))
-    save_for_hf(model, tmp_path, safe_serialization=True)
+    args = None
+    if not hasattr(timm.models, 'get_model_args'):  # before 1.0.29 timm does not record them
+        args = {**kwargs, **({'scan': model.scan} if name in SCANNING else {})}
+        args.update({'img_size': (64, 128)} if fixed(model) else {})
+    save_for_hf(model, tmp_path, model_args=args, safe_serialization=True)
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     x = images(model, size=(64, 128), chans=model.in_chans)
     assert torch.equal(loaded(x), model(x))
