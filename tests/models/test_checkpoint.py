@@ -101,6 +101,26 @@ def test_training_leftovers(legacy, tmp_path, foreign):
     assert_same(load(file), expected)
 
 
+def test_downloads(tmp_path, foreign, monkeypatch):
+    """What timm fetches itself goes through the same filter; neither route runs code."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    expected = model()
+    config = foreign('yacs.config.CfgNode')(NAME='vssm')
+    torch.save({'model': expected.state_dict(), 'config': config}, tmp_path / 'good.pth')
+    torch.save({'model': expected.state_dict(), 'extra': Bomb(tmp_path / 'ran')}, tmp_path / 'bad.pth')
+    sys.modules.pop('yacs.config')
+
+    def fetch(name):
+        overlay = {'url': (tmp_path / name).as_uri(), 'hf_hub_id': None}
+        return timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+
+    assert_same(fetch('good.pth'), expected)
+    with pytest.raises((RuntimeError, pickle.UnpicklingError)):
+        fetch('bad.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
 class Bomb:
     def __init__(self, path):
         self.path = str(path)
