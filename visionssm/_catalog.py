@@ -22,7 +22,7 @@ def model_names(pattern: str = '', tags: bool = False) -> list[str]:
         pattern: Shell-style wildcards; '': all.
         tags: One name per set of weights, `model.tag`, instead of one per model.
     """
-    exclude = '' if pattern.startswith('test_') else 'test_*'
+    exclude = [] if pattern.startswith('test_') else ['test_*']
     names = list_models(pattern, exclude_filters=exclude, include_tags=tags)
     return [name for name in names if model_entrypoint(name).__module__.partition('.')[0] == __package__]
 
@@ -38,7 +38,7 @@ def check_model(name: str) -> PretrainedCfg:
     if model not in models:
         close = difflib.get_close_matches(model, models, 3) or [other for other in models if model[:4] in other][:3]
         hint = f'; closest are {", ".join(close)}' if close else ''
-        raise ValueError(f'unknown model {name!r}{hint}; `visionssm list` shows all {len(models)}')
+        raise ValueError(f'unknown model {name!r}{hint}; `visionssm list` shows all')
     known = [other for other in model_names(f'{model}*', tags=True) if other.partition('.')[0] == model]
     if tag and name not in known:
         raise ValueError(f'unknown weights {name!r}; {model} has {", ".join(known) if "." in known[0] else "none"}')

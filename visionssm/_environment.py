@@ -46,7 +46,7 @@ def versions() -> list[tuple[str, str]]:
 
 def devices() -> list[tuple[str, str]]:
     """(device, description) of everything that torch can compute on here."""
-    rows = [('cpu', f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads')]
+    rows = [('cpu', f'{platform.processor() or platform.machine()}, torch threads: {torch.get_num_threads()}')]
     if torch.cuda.is_available():  # CUDA and ROCm
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
