@@ -4,15 +4,14 @@ import re
 from collections.abc import Callable, Sequence
 
 from timm.layers import calculate_drop_path_rates
-from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
-from visionssm.layers import ConvDownsample, OverlapStem, PatchStem
+from visionssm.layers import ConvDownsample, OverlapStem, PatchMerge, PatchStem
 
 from ._base import Pyramid, Stage
 
 STEMS = {'patch': PatchStem, 'overlap': OverlapStem}
-DOWNSAMPLES = {'merge': PatchMerging, 'conv': ConvDownsample}
+DOWNSAMPLES = {'merge': PatchMerge, 'conv': ConvDownsample}
 
 Renames = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
@@ -95,7 +94,7 @@ _STEM = {
     OverlapStem: {'0': 'conv1', '2': 'norm1', '5': 'conv2', '7': 'norm2'},
 }
 _DOWNSAMPLE = {
-    PatchMerging: {'norm': 'norm', 'reduction': 'reduction', '1': 'norm', '2': 'reduction'},
+    PatchMerge: {'norm': 'norm', 'reduction': 'reduction', '1': 'norm', '2': 'reduction'},
     ConvDownsample: {'1': 'conv', '3': 'norm'},
 }
 

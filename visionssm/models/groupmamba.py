@@ -37,8 +37,6 @@ from ._vssm import SCAN_RENAMES, fit_shapes
 
 __all__ = ['GroupMamba']
 
-torch.fx.wrap('check_image_size')
-
 
 class ConvStem(nn.Module):
     """Three convolutions with batch norm and ReLU, then `ConvDownsample`: tokens (B, H / p, W / p, D), rounded up.
