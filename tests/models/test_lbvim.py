@@ -134,7 +134,7 @@ def test_attention_pool_in_the_model():
     x = images()
     with torch.no_grad():
         pooled = net.forward_head(net.forward_features(x), pre_logits=True)
-        assert pooled.shape == (2, 64)
+        assert pooled.shape == (2, 128)
         net.reset_classifier(5)
         torch.testing.assert_close(net.forward_head(net.forward_features(x), pre_logits=True), pooled)
         net.reset_classifier(5, 'avg')
@@ -188,7 +188,7 @@ def test_checkpoint(kwargs, tmp_path):
     assert all(torch.equal(x, net.state_dict()[name]) for name, x in loaded.state_dict().items())
     other = {**kwargs, 'img_size': (64, 112), 'num_classes': 0, 'global_pool': ''}
     features = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay, **other).eval()
-    assert features(images(size=(64, 112))).shape == (2, 28, 64)
+    assert features(images(size=(64, 112))).shape == (2, 28, 128)
     net.set_input_size((64, 112))
     torch.testing.assert_close(features(images(size=(64, 112))), net.forward_features(images(size=(64, 112))))
 

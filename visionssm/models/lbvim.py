@@ -314,4 +314,4 @@ def lbvim_nano(pretrained: bool = False, **kwargs) -> LBVim:
 @register_model
 def test_lbvim(pretrained: bool = False, **kwargs) -> LBVim:
     """For tests: under 1 M parameters."""
-    return _create_lbvim('test_lbvim', pretrained, {'embed_dim': 64, 'depth': 4}, kwargs)
+    return _create_lbvim('test_lbvim', pretrained, {'embed_dim': 128, 'depth': 4}, kwargs)
