@@ -82,7 +82,7 @@ def test_groups(name):
     model = create(name, device='meta')
     names = {key for key, _ in model.named_parameters()}
     assert set(model.no_weight_decay()) <= names
-    assert sum(len(g['params']) for g in param_groups_weight_decay(model, 0.1, model.no_weight_decay())) == len(names)
+    assert sum(len(g['params']) for g in param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())) == len(names)
     for coarse in (False, True):
         groups = timm.models.group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert len(groups) == len(names)
@@ -126,7 +126,10 @@ def test_any_size(name, size):
 @small
 def test_too_small(name):
     model = any_size(name)
-    minimum = getattr(model, 'patch_size', None) or getattr(model.stem, 'patch_size', None)
+    holders = (model, getattr(model, 'stem', None))
+    minimum = next((holder.patch_size for holder in holders if hasattr(holder, 'patch_size')), None)
+    if model.pretrained_cfg.get('min_input_size'):
+        minimum = model.pretrained_cfg['min_input_size'][-1]
     if minimum is None:
         assert model(images(model, size=(1, 1))).shape == (2, 1000)
     else:
