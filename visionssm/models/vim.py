@@ -8,13 +8,9 @@ Fixed: position embeddings are resampled around the middle class token (upstream
 row in the grid), and any image size works, rectangles included (upstream asserts one size).
 """
 
-import math
-import re
-
 import torch
 from timm.layers import (
     calculate_drop_path_rates,
-    lecun_normal_,
     register_notrace_function,
     resample_abs_pos_embed,
     trunc_normal_,
@@ -25,8 +21,8 @@ from torch import Tensor, nn
 from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from ._base import Isotropic
-from ._timm import build, cfg, record_args
+from ._base import Isotropic, fit_pos_embed, init_mamba_stack, rename
+from ._timm import build, cfg
 
 __all__ = ['Vim']
 
@@ -158,16 +154,8 @@ class Vim(Isotropic):
     @torch.jit.ignore
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        if isinstance(self.head, nn.Linear):
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        init_mamba_stack(self)
         for block in self.blocks:
-            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-            with torch.no_grad():
-                block.mixer.out_proj.weight /= math.sqrt(len(self.blocks))
             for direction in block.mixer.directions[1:]:
                 direction.dt_proj.reset_parameters()
                 nn.init.zeros_(direction.dt_proj.bias)
@@ -212,17 +200,9 @@ class Vim(Isotropic):
         self.mirrored = _mirrored(get_scan(self.scan))
 
     @torch.jit.ignore
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make the model for images of another size: position embeddings are resampled and stay parameters.
-
-        Raises:
-            ValueError: If the image is smaller than a patch.
-        """
-        old = self.patch_embed.grid_size
-        self.patch_embed.set_input_size(img_size)
-        resampled = resample_pos_embed(self.pos_embed.detach(), self.patch_embed.grid_size, old)
-        self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
-        record_args(self, img_size=self.patch_embed.img_size)
+    def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
+        """Position embeddings for another grid; the class row stays in the middle."""
+        return resample_pos_embed(pos_embed, new_size, old_size)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -252,33 +232,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Vim) -> dict[str,
         ValueError: If the grid that the position embeddings are for is not known.
     """
     if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
-        renamed = {}
-        for name, x in state_dict.items():
-            for pattern, new in _RENAMES:
-                name = re.sub(pattern, new, name)
-            renamed[name] = x
-        state_dict = renamed
-    pos_embed = state_dict.get('pos_embed')
-    if pos_embed is not None and pos_embed.ndim == 3:
-        old, new = _source_grid(pos_embed.shape[1] - 1, model), model.patch_embed.grid_size
-        if old != new:
-            state_dict = {**state_dict, 'pos_embed': resample_pos_embed(pos_embed, new, old)}
-    return state_dict
-
-
-def _source_grid(tokens: int, model: Vim) -> tuple[int, int]:
-    embed = model.patch_embed
-    size = getattr(model, 'pretrained_model_args', {}).get('img_size')  # of a saved model, from its config
-    if size is not None:
-        grid = embed.dynamic_feat_size((size, size) if isinstance(size, int) else tuple(size))
-        if grid[0] * grid[1] == tokens:
-            return grid
-    if embed.num_patches == tokens:
-        return embed.grid_size
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(f"pos_embed has {tokens} patches: not the model's {embed.num_patches}, and no square grid")
-    return side, side
+        state_dict = rename(state_dict, _RENAMES)
+    return fit_pos_embed(state_dict, model)
 
 
 def _cfg(**kwargs) -> dict:
