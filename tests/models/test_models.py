@@ -82,7 +82,9 @@ def test_groups(name):
     model = create(name, device='meta')
     names = {key for key, _ in model.named_parameters()}
     assert set(model.no_weight_decay()) <= names
-    assert sum(len(g['params']) for g in param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())) == len(names)
+    assert sum(
+        len(g['params']) for g in param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
+    ) == len(names)
     for coarse in (False, True):
         groups = timm.models.group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
         assert len(groups) == len(names)
