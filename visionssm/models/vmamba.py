@@ -10,25 +10,21 @@ Differs from upstream: odd maps are padded right before patch merging in every p
 the wrong axes; no published model uses it), and the step initialisation that its single-file `vmamba.py` loses is kept.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
-from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
-from visionssm.layers import SS2D, ConvDownsample, OverlapStem, PatchStem, ScanSpec, SelectiveSSM
+from visionssm.layers import SS2D, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 
-from ._base import Pyramid, Stage
+from ._base import Pyramid, rename
 from ._timm import build, cfg
+from ._vssm import VSSM_RENAMES, fit_shapes, make_stages, make_stem, place_renames
 
 __all__ = ['VMamba']
-
-STEMS = {'patch': PatchStem, 'overlap': OverlapStem}
-DOWNSAMPLES = {'merge': PatchMerging, 'conv': ConvDownsample}
 
 
 class VMambaBlock(nn.Module):
@@ -110,11 +106,6 @@ class VMamba(Pyramid):
         device=None,
         dtype=None,
     ) -> None:
-        for name, value, allowed in (('stem', stem, STEMS), ('downsample', downsample, DOWNSAMPLES)):
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}; allowed are {", ".join(allowed)}')
-        if len(depths) != len(dims):
-            raise ValueError(f'depths has {len(depths)} stages and dims {len(dims)}: they must be equal')
         dd = {'device': device, 'dtype': dtype}
         order = get_scan(scan, 4)
         mixer_args = {
@@ -126,17 +117,13 @@ class VMamba(Pyramid):
             'mixer': mixer,
             'scan': order,
         }
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        stages = [
-            Stage(
-                DOWNSAMPLES[downsample](dims[i - 1], dim, **dd) if i else nn.Identity(),
-                [VMambaBlock(dim, mlp_ratio, rate, mixer_args, **dd) for rate in rates[i]],
-            )
-            for i, dim in enumerate(dims)
-        ]
+
+        def block(dim: int, rate: float) -> nn.Module:
+            return VMambaBlock(dim, mlp_ratio, rate, mixer_args, **dd)
+
         super().__init__(
-            STEMS[stem](in_chans, dims[0], patch_size, **dd),
-            stages,
+            make_stem(stem, in_chans, dims[0], patch_size, **dd),
+            make_stages(downsample, depths, dims, drop_path_rate, block, **dd),
             nn.LayerNorm(dims[-1], **dd),
             list(dims),
             patch_size,
@@ -162,39 +149,10 @@ class VMamba(Pyramid):
 
 
 def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:  # slow there, and nothing to fill
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-# upstream names in order of replacement: three generations of files, one result
-_RENAMES = [
-    (r'^backbone\.', ''),
-    (r'^patch_embed\.proj\.', 'patch_embed.0.'),
-    (r'^patch_embed\.norm\.', 'patch_embed.2.'),
-    (r'^(?:classifier\.)?norm\.', 'norm.'),
-    (r'^(?:classifier\.)?head\.(?!fc\.)', 'head.fc.'),
-    (r'\.ln_1\.', '.norm.'),
-    (r'\.self_attention\.', '.op.'),
-    (r'^(layers\.\d+\.blocks\.\d+)\.norm\.', r'\1.norm1.'),
-    (r'\.op\.out_norm\.', '.mixer.norm.'),
-    (r'\.op\.conv2d\.(?:1\.)?', '.mixer.conv.'),
-    (r'\.op\.x_proj[._]weight$', '.mixer.ssm.x_proj_weight'),
-    (r'\.op\.dt_projs[._]weight$', '.mixer.ssm.dt_proj_weight'),
-    (r'\.op\.dt_projs_bias$', '.mixer.ssm.dt_proj_bias'),
-    (r'\.op\.A_logs$', '.mixer.ssm.A_log'),
-    (r'\.op\.Ds$', '.mixer.ssm.D'),
-    (r'\.op\.', '.mixer.'),
-]
-_STEM = {
-    PatchStem: {'0': 'conv', '2': 'norm'},
-    OverlapStem: {'0': 'conv1', '2': 'norm1', '5': 'conv2', '7': 'norm2'},
-}
-_DOWNSAMPLE = {
-    PatchMerging: {'norm': 'norm', 'reduction': 'reduction', '1': 'norm', '2': 'reduction'},
-    ConvDownsample: {'1': 'conv', '3': 'norm'},
-}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
@@ -205,27 +163,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VMamba) -> dict[s
     """
     if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
         return state_dict
-    shapes = {name: p.shape for name, p in model.state_dict().items()}
-    parts = {'stem': _STEM[type(model.stem)], 'downsample': _DOWNSAMPLE.get(type(model.stages[-1].downsample), {})}
-
-    def part(match: re.Match) -> str:
-        kind = 'stem' if match['stem'] else 'downsample'
-        # upstream counts a downsampling to the stage before it
-        place = 'stem' if match['stem'] else f'stages.{int(match["stage"]) + 1}.downsample'
-        return f'{place}.{parts[kind].get(match["index"], match["index"])}.'
-
-    out = {}
-    for name, x in state_dict.items():
-        for pattern, new in _RENAMES:
-            name = re.sub(pattern, new, name)
-        name = re.sub(r'^(?:(?P<stem>patch_embed)|layers\.(?P<stage>\d+)\.downsample)\.(?P<index>\w+)\.', part, name)
-        name = re.sub(r'^layers\.', 'stages.', name)
-        shape = shapes.get(name)
-        # 1x1 convolutions, flat scan parameters: the same numbers in another shape
-        if shape is not None and x.shape != shape and x.numel() == shape.numel():
-            x = x.reshape(shape)
-        out[name] = x
-    return out
+    return fit_shapes(rename(state_dict, [*VSSM_RENAMES, *place_renames(model)]), model)
 
 
 _PAPER = {'paper_ids': 'arXiv:2401.10166', 'paper_name': 'VMamba: Visual State Space Model', 'license': 'mit'}
