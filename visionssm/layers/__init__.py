@@ -1,6 +1,6 @@
 """Modules that several families are built from."""
 
-from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchMerge, PatchStem, StridedPatchEmbed, check_image_size
+from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
 from .mamba import MambaBlock, MambaMixer, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp
 from .neighborhood import na_av, na_bias, na_qk
@@ -17,7 +17,6 @@ __all__ = [
     'MambaBlock',
     'MambaMixer',
     'OverlapStem',
-    'PatchMerge',
     'PatchStem',
     'ScanSpec',
     'ScanningModule',

@@ -1,9 +1,7 @@
 """Stems, downsampling and patch embeddings shared by the families; tokens come out channels-last."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import to_2tuple
-from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
 
@@ -107,21 +105,6 @@ class ConvDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-
-class PatchMerge(PatchMerging):
-    """timm's `PatchMerging`, (B, H, W, C) to (B, H / 2, W / 2, D) rounded up, with sizes that compilers can simplify.
-
-    timm's own nest a remainder and a quotient per stage: compiling with dynamic shapes takes twice as long.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Halve the map."""
-        batch, height, width, channels = x.shape
-        rows, columns = (height + 1) // 2, (width + 1) // 2
-        x = F.pad(x, [0, 0, 0, 2 * columns - width, 0, 2 * rows - height])
-        x = x.reshape(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(x))
 
 
 class GridEmbed(nn.Module):

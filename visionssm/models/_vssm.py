@@ -3,12 +3,30 @@
 import re
 from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
+from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
-from visionssm.layers import ConvDownsample, OverlapStem, PatchMerge, PatchStem
+from visionssm.layers import ConvDownsample, OverlapStem, PatchStem
 
 from ._base import Pyramid, Stage
+
+
+class PatchMerge(PatchMerging):
+    """timm's `PatchMerging`, (B, H, W, C) to (B, H / 2, W / 2, D) rounded up, with sizes that compilers can simplify.
+
+    timm's own nest a remainder and a quotient per stage: compiling with dynamic shapes takes twice as long.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the map."""
+        batch, height, width, channels = x.shape
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        x = F.pad(x, [0, 0, 0, 2 * columns - width, 0, 2 * rows - height])
+        x = x.reshape(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(self.norm(x))
+
 
 STEMS = {'patch': PatchStem, 'overlap': OverlapStem}
 DOWNSAMPLES = {'merge': PatchMerge, 'conv': ConvDownsample}
