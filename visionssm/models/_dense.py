@@ -1,0 +1,65 @@
+"""What detectors and segmenters take from a model: maps of some levels, through norms of their own."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ._timm import take_indices
+
+
+class DenseModel(nn.Module):
+    """A model cut down to the maps of some levels; the layers behind the last one, the final norm and the head go.
+
+    Args:
+        model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.
+        out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising; negative
+            ones count from the end.
+        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm.
+        out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
+
+    Attributes:
+        out_indices: As resolved.
+        channels: Channels of the maps.
+        reductions: Pixels per element of the maps, along a side.
+
+    Raises:
+        ValueError: If a level does not exist, or they do not rise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out_indices: Sequence[int],
+        out_norm: bool = False,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        taken, _ = take_indices(len(model.feature_info), out_indices)
+        if not taken or taken != sorted(set(taken)):
+            raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones')
+        levels = [model.feature_info[i] for i in taken]
+        eps = getattr(model.norm, 'eps', 1e-5)
+        model.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
+        self.model = model
+        self.out_indices = tuple(taken)
+        self.channels = [out_channels or level['num_chs'] for level in levels]
+        self.reductions = [level['reduction'] for level in levels]
+        self.out_norm = out_norm
+        self.out_channels = out_channels
+        for i, level, width in zip(taken, levels, self.channels, strict=True):
+            if out_channels is not None:
+                self.add_module(f'outproj{i}', nn.Linear(level['num_chs'], width))
+            if out_norm:
+                self.add_module(f'outnorm{i}', nn.LayerNorm(width, eps=eps))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) to maps (B, D, H', W'), contiguous."""
+        maps = self.model.forward_intermediates(x, list(self.out_indices), output_fmt='NHWC', intermediates_only=True)
+        out = []
+        for i, y in zip(self.out_indices, maps, strict=True):
+            if self.out_channels is not None:
+                y = self.get_submodule(f'outproj{i}')(y)
+            if self.out_norm:
+                y = self.get_submodule(f'outnorm{i}')(y)
+            out.append(y.permute(0, 3, 1, 2).contiguous())
+        return tuple(out)
