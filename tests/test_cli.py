@@ -129,9 +129,14 @@ def test_list(run):
 def test_list_markdown_and_part_of_a_name(run):
     code, out, _ = run('list', 'patch16_stride8', '--markdown')
     assert code == 0
-    lines = out.strip().splitlines()
+    lines = out.partition('\n\n')[0].splitlines()
     assert len(lines) == 4 and all(line.startswith('|') and line.endswith('|') for line in lines)
     assert len({line.count('|') for line in lines}) == 1
+
+
+def test_list_shows_the_family_that_timm_has(run):
+    code, out, _ = run('list', 'mambaout_femto')
+    assert code == 0 and out.splitlines()[2].split() == 'mambaout_femto.in1k 7.3 3x224x224 78.9 apache-2.0 yes'.split()
 
 
 def test_info(run):

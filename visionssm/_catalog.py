@@ -14,6 +14,12 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
+from ._macs import count_macs
+from ._reported import REPORTED, Reported, differs
+
+_OURS = f'{__package__}.'
+_BORROWED = 'timm.models.mambaout'  # timm has this family already; nothing of it is registered again
+
 
 def model_names(pattern: str = '', tags: bool = False) -> list[str]:
     """Names of this package's models, without the tiny `test_*` ones unless `pattern` asks for them.
@@ -24,7 +30,7 @@ def model_names(pattern: str = '', tags: bool = False) -> list[str]:
     """
     exclude = [] if pattern.startswith('test_') else ['test_*']
     names = list_models(pattern, exclude_filters=exclude, include_tags=tags)
-    return [name for name in names if model_entrypoint(name).__module__.partition('.')[0] == __package__]
+    return [name for name in names if model_entrypoint(name).__module__.startswith((_OURS, _BORROWED))]
 
 
 def check_model(name: str) -> PretrainedCfg:
@@ -57,11 +63,11 @@ def takes_argument(model: nn.Module, argument: str) -> bool:
 
 
 def reported_top1(config: PretrainedCfg) -> float | None:
-    """ImageNet-1k accuracy in percent as the authors report it, if the configuration states it."""
+    """ImageNet-1k accuracy in percent as the authors report it, if it is known."""
     for note in config.notes or ():
         if match := re.match(r'top-1 ([\d.]+) %', note):
             return float(match[1])
-    return None
+    return REPORTED[config.architecture].top1 if config.tag == 'in1k' and config.architecture in REPORTED else None
 
 
 def weights_source(config: PretrainedCfg) -> str:
@@ -71,8 +77,12 @@ def weights_source(config: PretrainedCfg) -> str:
     return config.url or config.file or ''
 
 
-def list_rows(pattern: str = '') -> list[dict[str, str]]:
+def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
     """One row of text per model (with its default weights), for a table.
+
+    Args:
+        pattern: Shell-style wildcards, or a part of the name; '': all.
+        cost: Count multiply-adds, too, and put the authors' figures beside the counts.
 
     Raises:
         ValueError: If no model matches.
@@ -86,16 +96,19 @@ def list_rows(pattern: str = '') -> list[dict[str, str]]:
     for name in names:
         config = get_pretrained_cfg(name)
         top1 = reported_top1(config)
-        rows.append(
-            {
-                'model': f'{name}.{config.tag}' if config.tag else name,
-                'params (M)': f'{_count(sketch(name)) / 1e6:.1f}',
-                'input': 'x'.join(map(str, config.input_size)),
-                'top-1 reported': '' if top1 is None else f'{top1:.1f}',
-                'licence': config.license or 'unknown',
-                'weights': 'yes' if config.has_weights else 'no',
-            }
-        )
+        model = sketch(name).eval()
+        row = {'model': f'{name}.{config.tag}' if config.tag else name, 'params (M)': f'{_count(model) / 1e6:.1f}'}
+        if cost:
+            row |= _costs(name, model, config.input_size)
+        row |= {
+            'input': 'x'.join(map(str, config.input_size)),
+            'top-1 reported': '' if top1 is None else f'{top1:.1f}',
+            'licence': config.license or 'unknown',
+            'weights': 'yes' if config.has_weights else 'no',
+        }
+        if cost:
+            row['remark'] = REPORTED.get(name, Reported()).note
+        rows.append(row)
     return rows
 
 
@@ -135,6 +148,21 @@ def describe(name: str) -> list[tuple[str, str]]:
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def _costs(name: str, model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, str]:
+    """Counted multiply-adds beside the authors' figures; a * marks one that the count does not agree with."""
+    reported = REPORTED.get(name, Reported())
+    macs = count_macs(model, input_size) / 1e9
+
+    def marked(counted: float, printed: str) -> str:
+        return f'{printed}*' if differs(counted, printed) else printed
+
+    return {
+        'params reported (M)': marked(_count(model) / 1e6, reported.params),
+        'GMACs': f'{macs:.2f}',
+        'GFLOPs reported': marked(macs, reported.gflops),
+    }
 
 
 def _levels(feature_info: list[Mapping[str, Any]]) -> list[str]:

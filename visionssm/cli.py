@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser('list', help='models: size, input, reported accuracy, licence')
     command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, such as "vmamba_*"')
-    command.add_argument('--markdown', action='store_true', help='print a Markdown table')
+    command.add_argument(
+        '--markdown',
+        action='store_true',
+        help='print a Markdown table, with multiply-adds beside what the authors report',
+    )
     command.set_defaults(run=_list)
 
     command = commands.add_parser('info', help='all about one model')
@@ -130,11 +134,13 @@ def _positive(text: str) -> int:
 def _list(args: argparse.Namespace) -> int:
     from ._catalog import list_rows
 
-    rows = list_rows(args.pattern)
+    rows = list_rows(args.pattern, cost=args.markdown)
     _table(list(rows[0]), [list(row.values()) for row in rows], args.markdown)
-    if not args.markdown:
+    print('\ntop-1: on ImageNet-1k in percent, as the authors report it. licence: of the weights, as they state it.')
+    if args.markdown:
         print(
-            '\ntop-1: on ImageNet-1k in percent, as the authors report it. licence: of the weights, as they state it.'
+            'GMACs: counted for one image of this size (matrix products, convolutions, attention; the scan by the '
+            "papers' formula). reported: the authors' figures; * where the count differs by over 1 %, see the remark."
         )
     return 0
 

@@ -1,0 +1,74 @@
+"""Counted parameters and multiply-adds, and the authors' figures beside them."""
+
+import pytest
+import torch
+from torch import nn
+
+import visionssm  # noqa: F401
+from visionssm._catalog import model_names, sketch
+from visionssm._macs import count_macs
+from visionssm._reported import REPORTED, differs
+from visionssm.layers.neighborhood import na_av, na_qk
+from visionssm.ops import selective_scan
+
+
+class Scan(nn.Module):
+    """One scan of every part: four directions, skip and gate."""
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        length, channels, directions, states = height * width, 8, 4, 16
+        u, z = x.new_empty(2, batch, length, channels)
+        delta = x.new_empty(batch, length, directions, channels)
+        B, C = x.new_empty(2, batch, length, directions, states)
+        A, D = x.new_empty(directions, channels, states), x.new_empty(directions, channels)
+        order = torch.empty(directions, length, dtype=torch.int32, device=x.device)
+        return selective_scan(u, delta, A, B, C, D, z, order=order)
+
+
+class Neighborhood(nn.Module):
+    def forward(self, x):
+        tokens = x.unsqueeze(1).movedim(2, 4).expand(-1, 2, -1, -1, -1)
+        return na_av(na_qk(tokens, tokens, 7, [1, 1]), tokens, 7, [1, 1])
+
+
+@pytest.mark.parametrize(
+    'make, expected',
+    [
+        (lambda: nn.Conv2d(3, 8, 3, padding=1, bias=False), 8 * 3 * 9 * 100),
+        (Scan, 100 * 4 * 8 * (9 * 16 + 2)),
+        (Neighborhood, 2 * 2 * 100 * 49 * 3),
+    ],
+)
+def test_count(make, expected):
+    with torch.device('meta'):
+        model = make()
+    assert count_macs(model, (3, 10, 10)) == expected
+
+
+@pytest.fixture(scope='module')
+def counts():
+    models = {name: sketch(name).eval() for name in REPORTED}
+    return {
+        name: (
+            sum(p.numel() for p in model.parameters()) / 1e6,
+            count_macs(model, model.default_cfg['input_size']) / 1e9,
+        )
+        for name, model in models.items()
+    }
+
+
+def test_differences_are_explained(counts):
+    for name, (params, macs) in counts.items():
+        reported = REPORTED[name]
+        differences = differs(params, reported.params), differs(macs, reported.gflops)
+        assert any(differences) == bool(reported.note), f'{name}: {params:.3f} M, {macs:.3f} G beside {reported}'
+
+
+def test_reported_models_exist():
+    assert set(REPORTED) <= set(model_names())
+
+
+def test_differs():
+    assert not differs(4.86, '4.9') and not differs(100.4, '101') and not differs(1.0, '')
+    assert differs(4.84, '4.9') and differs(34.8, '34')
