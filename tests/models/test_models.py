@@ -181,6 +181,7 @@ def test_heads(name):
         assert model.training and all(m.training for m in model.modules()) and model.num_classes == 7
         assert model.eval()(x).shape == (2, 7)
         model.reset_classifier(0, '')
+        assert not any(m.training for m in model.modules())
         assert torch.equal(model(x), features)
         assert create(name, num_classes=0, global_pool='').eval()(x).shape == features.shape
         model.to(torch.bfloat16).reset_classifier(5, 'avg')

@@ -597,7 +597,7 @@ class A2Mamba(Pyramid):
 
     @torch.jit.ignore
     def _remove_head_proj(self) -> None:
-        self.head_proj = nn.Identity()
+        self.head_proj = nn.Identity().train(self.training)
         self.head_hidden_size = self.num_features
 
     @torch.jit.ignore
