@@ -16,7 +16,8 @@ def test_encoder(name, decoder):
     torch.manual_seed(0)
     model = decoder(f'tu-{name}', encoder_weights=None, in_channels=1, classes=3)
     least = timm.create_model(name, device='meta').pretrained_cfg.get('min_input_size')
-    height, width = (-(-side // 32) * 32 for side in least[-2:]) if least else (64, 96)  # whole strides: smp asks for it
+    # smp asks for whole strides
+    height, width = (-(-side // 32) * 32 for side in least[-2:]) if least else (64, 96)
     masks = model(torch.randn(2, 1, height, width))
     assert masks.shape == (2, 3, height, width)
     masks.square().mean().backward()
