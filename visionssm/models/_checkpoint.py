@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from itertools import accumulate
+from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
 
 # where training scripts keep the weights; 'model' comes first: it is what upstream evaluates (Vim), or holds the
 # averaged weights already (VMamba)
@@ -35,6 +41,7 @@ _GLOBALS: tuple[Callable | tuple[Callable, str], ...] = (
     argparse.Namespace,  # Vim, DeiT: the command line
     (OrderedDict, 'yacs.config.CfgNode'),  # VMamba, MSVMamba: the configuration
     (_Discarded, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (_Discarded, 'builtins.getattr'),  # its methods, by name; nothing is looked up
     *(
         (_Discarded, f'numpy.{core}.multiarray.{name}')
         for core in ('core', '_core')
@@ -123,31 +130,74 @@ def unwrap(content: Any, source: str = 'the checkpoint', container: str | None =
     return state_dict
 
 
-def check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, optional: Iterable[str] = ()) -> None:
+def backbone_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the backbone and the classifier; what else a detector or segmenter of OpenMMLab has is left out.
+
+    Names keep their prefix `backbone.`. Other state dicts are given back as they are.
+    """
+    if not any(name.startswith('backbone.') for name in state_dict):
+        return state_dict
+    kept = {name: x for name, x in state_dict.items() if name.startswith(('backbone.', 'head.'))}
+    if len(kept) < len(state_dict):
+        others = {name.partition('.')[0] for name in state_dict} - {'backbone', 'head'}
+        _logger.info('left out, as it is not of the backbone: %s', _some(sorted(others)))
+    return kept
+
+
+def same_layout(one: Iterable[int], other: Iterable[int]) -> bool:
+    """Whether two shapes hold the same numbers in the same order by merging neighbouring axes of one of them.
+
+    So do a 1x1 convolution and a linear layer, or (K, R, D) and (K * R, D); but not (2, 6) and (6, 2).
+    """
+    ends = [set(accumulate(shape, mul)) | {1} for shape in (one, other)]
+    return prod(one) == prod(other) and (ends[0] <= ends[1] or ends[1] <= ends[0])
+
+
+def fit_shapes(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The same numbers in the shapes of `model` where these differ by `same_layout`."""
+    shapes = {name: x.shape for name, x in model.state_dict().items()}
+    return {
+        name: x.reshape(shapes[name]) if name in shapes and same_layout(x.shape, shapes[name]) else x
+        for name, x in state_dict.items()
+    }
+
+
+def check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, optional: Mapping[str, str] | None = None) -> None:
     """Compare names and shapes with those of `model`.
 
     Args:
         state_dict: Weights under the model's names.
         model: The model.
-        optional: Starts of names that are not compared.
+        optional: Starts of names that are not compared, each with what it is; those that are missing are logged.
 
     Raises:
         ValueError: If they differ; the message groups missing, unexpected and misshapen names.
     """
+    optional = optional or {}
     skipped = tuple(optional)
-    expected = {name: tuple(x.shape) for name, x in model.state_dict().items() if not name.startswith(skipped)}
-    found = {name: tuple(x.shape) for name, x in state_dict.items() if not name.startswith(skipped)}
-    wrong = [
-        f'{name} {found[name]} for {expected[name]}' for name in found if expected.get(name) not in (None, found[name])
+    expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    found = {name: tuple(x.shape) for name, x in state_dict.items()}
+    new = [
+        f'{start}* ({meaning})'
+        for start, meaning in optional.items()
+        if any(name.startswith(start) for name in expected.keys() - found.keys())
     ]
     problems = {
-        'missing': [name for name in expected if name not in found],
-        'unexpected': [name for name in found if name not in expected],
-        'of another shape': wrong,
+        'missing': [name for name in expected if name not in found and not name.startswith(skipped)],
+        'unexpected': [name for name in found if name not in expected and not name.startswith(skipped)],
+        'of another shape': [
+            f'{name} {shape} for {expected[name]}'
+            for name, shape in found.items()
+            if expected.get(name, shape) != shape and not name.startswith(skipped)
+        ],
     }
     lines = [f'{len(names)} {kind}: {_some(names)}' for kind, names in problems.items() if names]
     if not lines:
+        if new:
+            _logger.info('not in the weights, as expected: %s', ', '.join(new))
         return
+    if new:
+        lines.append(f'missing as expected: {", ".join(new)}')
     if any('outnorm' in name for name in problems['unexpected']):
         lines.append('outnorm* belongs to a detection or segmentation backbone: remove it, or load it in that wrapper')
     scan = getattr(model, 'scan', None)

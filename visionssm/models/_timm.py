@@ -7,24 +7,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from ._checkpoint import check_fit, checkpoint_globals, load_checkpoint, unwrap
+from ._checkpoint import backbone_weights, check_fit, load_checkpoint, unwrap
+from ._download import fetch, weights_file
 
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
-def cfg(**kwargs: Any) -> dict[str, Any]:
-    """A pretrained configuration for ImageNet-1k at 224: bicubic resize to 256, central crop; `kwargs` replace entries.
+def cfg(
+    top1: float | None = None, weights: str = '', size: float | None = None, notes: Sequence[str] = (), **kwargs: Any
+) -> dict[str, Any]:
+    """A pretrained configuration for ImageNet-1k at 224: bicubic resize to 256, central crop.
 
-    `top1` is the accuracy that the authors report; it becomes a note that says so.
+    Args:
+        top1: Accuracy that the authors report, in percent; becomes a note that says so.
+        weights: Which of the weights in the file are used; becomes a note.
+        size: Of the file, in MB; becomes a note.
+        notes: What else must be known, such as doubts about the licence, or where to get a file by hand.
+        **kwargs: Entries to add or replace.
     """
-    top1 = kwargs.pop('top1', None)
-    if top1 is not None:
-        kwargs['notes'] = (f'top-1 {top1} % on ImageNet-1k, reported by the authors', *kwargs.get('notes', ()))
+    facts = (
+        f'top-1 {top1} % on ImageNet-1k, reported by the authors' if top1 is not None else '',
+        f'weights used: {weights}' if weights else '',
+        f'file of {size:g} MB' if size else '',
+        *notes,
+    )
     return {
+        'notes': tuple(filter(None, facts)) or None,
         'num_classes': 1000,
         'input_size': (3, 224, 224),
         'crop_pct': 0.875,
@@ -44,73 +57,85 @@ def build(
     container: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """`build_model_with_cfg` with our reading of local files and our check that weights fit.
+    """`build_model_with_cfg` with our way to weights: fetched and verified, read without running anything, checked.
 
     Features come by `forward_intermediates` and thus as NCHW maps, whatever the layout inside.
 
     Args:
         cls: Model class.
         variant: Registered name.
-        pretrained: Load the weights that the configuration points to; `file=` in it is read by `load_checkpoint`.
+        pretrained: Load the weights that the configuration points to.
         filter_fn: Upstream names to ours.
         levels: Default `out_indices` of `features_only`.
         container: Where checkpoints keep the weights that upstream evaluates, if not where `unwrap` looks first.
         **kwargs: As given to `timm.create_model`.
 
     Raises:
-        ValueError: If the weights can't be read or do not fit.
+        ValueError: If there are no weights, or they can't be read or do not fit.
+        WeightsError: If they can't be downloaded, or are not what they were.
     """
     pretrained_cfg = resolve_pretrained_cfg(
         variant, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
     )
-    file, source = pretrained_cfg.file, pretrained_cfg.source
-    if pretrained and file:
-        # timm would take averaged weights first, whatever upstream evaluates; and before torch 2.13 it can't read the
-        # safetensors of a folder
-        state_dict = load_checkpoint(weights_file(file) if source == 'local-dir' else file, container)
-        pretrained_cfg = dataclasses.replace(pretrained_cfg, file=None, source='', state_dict=state_dict)
+    cache_dir = kwargs.pop('cache_dir', None)
+    config = dataclasses.replace(pretrained_cfg, state_dict=None).to_dict()
+    source = {name: config[name] for name in _SOURCE if name in config}
+    if pretrained:
+        weights = _read_weights(pretrained_cfg, container, cache_dir)
+        # timm downloads with pickles unrestricted (before 1.0.29), takes averaged weights first whatever upstream
+        # evaluates, and copies state dicts: it gets a stand-in, and the filter the weights
+        config = {name: value for name, value in config.items() if name not in source}
+        config['state_dict'] = {'': torch.empty(0)}
     features_only = kwargs.get('features_only', False)
 
-    def checked_filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        state_dict = filter_fn(unwrap(state_dict, container=container), model)
-        optional = []
+    def checked_filter(_: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        state_dict = filter_fn(backbone_weights(weights), model)
+        optional = {}
         if features_only or model.num_classes != pretrained_cfg.num_classes:
             heads = pretrained_cfg.classifier  # timm leaves these out
-            optional += [f'{head}.' for head in ((heads,) if isinstance(heads, str) else heads)]
+            for head in (heads,) if isinstance(heads, str) else heads:
+                optional[f'{head}.'] = f'the classifier, new for {model.num_classes} classes'
         if features_only:
-            optional.append('norm.')  # not read unless norm=True
+            optional['norm.'] = 'not read unless norm=True'
         if model.in_chans != pretrained_cfg.input_size[0]:
-            optional.append(f'{pretrained_cfg.first_conv}.weight')  # timm adapts it
+            optional[f'{pretrained_cfg.first_conv}.weight'] = f'adapted to {model.in_chans} channels'  # by timm
         check_fit(state_dict, model, optional)
         return state_dict
 
-    with checkpoint_globals():  # for what timm itself downloads
-        model = build_model_with_cfg(
-            cls,
-            variant,
-            pretrained,
-            pretrained_cfg=pretrained_cfg.to_dict(),
-            pretrained_filter_fn=checked_filter,
-            feature_cfg={'out_indices': levels, 'feature_cls': 'getter'},
-            **kwargs,
-        )
-    if pretrained and file:  # do not keep the weights twice
+    model = build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_cfg=config,
+        pretrained_filter_fn=checked_filter,
+        feature_cfg={'out_indices': levels, 'feature_cls': 'getter'},
+        **kwargs,
+    )
+    if pretrained:
         model.pretrained_cfg.pop('state_dict')
-        model.pretrained_cfg.update(file=file, source=source)
+        model.pretrained_cfg.update(source)
     return model
 
 
-def weights_file(folder: str) -> Path:
-    """The weights in a folder that `save_for_hf` wrote, or that lies like one on the Hub.
+_SOURCE = ('file', 'source', 'hf_hub_id', 'hf_hub_filename', 'url')
 
-    Raises:
-        ValueError: If there are none.
-    """
-    names = ('model.safetensors', 'pytorch_model.bin')
-    for name in names:
-        if (Path(folder) / name).is_file():
-            return Path(folder) / name
-    raise ValueError(f'{folder} holds no weights; looked for {" and ".join(names)}')
+
+def _read_weights(config: PretrainedCfg, container: str | None, cache_dir: str | Path | None) -> dict[str, Tensor]:
+    """The weights that a configuration points to, in timm's order of sources."""
+    if config.source == 'local-dir':
+        return load_checkpoint(weights_file(config.file), container)
+    from_hub = config.source == 'hf-hub'  # the name is of a repository: what is on its branch now is wanted
+    if config.state_dict and not from_hub:
+        return unwrap(config.state_dict, container=container)
+    if config.file and not from_hub:
+        return load_checkpoint(config.file, container)
+    if config.hf_hub_id or config.url:
+        return load_checkpoint(fetch(config, cache_dir, latest=from_hub), container)
+    notes = f' ({"; ".join(config.notes)})' if config.notes else ''
+    raise ValueError(
+        f'{config.architecture} has no weights that can be downloaded{notes}. Those in a file of yours load by '
+        "pretrained_cfg_overlay={'file': ...}"
+    )
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:

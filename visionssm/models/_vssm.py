@@ -134,12 +134,3 @@ def place_renames(model: Pyramid) -> Renames:
         (r'^layers\.(\d+)\.downsample\.(\w+)\.', of_stage),
         (r'^layers\.', 'stages.'),
     ]
-
-
-def fit_shapes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The same numbers in the shapes of `model` where names and counts agree: 1x1 convolutions, flat parameters."""
-    shapes = {name: p.shape for name, p in model.state_dict().items()}
-    return {
-        name: x.reshape(shapes[name]) if name in shapes and x.numel() == shapes[name].numel() else x
-        for name, x in state_dict.items()
-    }

@@ -32,8 +32,9 @@ from visionssm.layers import (
 from visionssm.scans import ScanOrder, get_scan
 
 from ._base import Pyramid, Stage, rename
+from ._checkpoint import fit_shapes
 from ._timm import build, cfg
-from ._vssm import SCAN_RENAMES, fit_shapes
+from ._vssm import SCAN_RENAMES
 
 __all__ = ['GroupMamba']
 
@@ -345,12 +346,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: GroupMamba) -> di
 _ORIGIN = 'https://github.com/Amshaker/GroupMamba'
 
 
-def _cfg(drive: str = '', size: str = '', **kwargs) -> dict:
-    if drive:
-        kwargs['notes'] = (
-            f'weights: download by hand from https://drive.google.com/file/d/{drive}, then file=; '
-            f'upstream also links huggingface.co/Abdelrahman-shaker/GroupMamba-{size}',
-        )
+_AVERAGED = 'all of the file, the moving average (EMA)'
+_CARD = 'the repository and the metadata of the model card say mit, the text of the card "Non-commercial license"'
+
+
+def _cfg(**kwargs) -> dict:
     return cfg(
         **{
             'pool_size': (7, 7),
@@ -365,11 +365,23 @@ def _cfg(drive: str = '', size: str = '', **kwargs) -> dict:
     )
 
 
+def _published(drive: str, **kwargs) -> dict:
+    where = f'https://drive.google.com/file/d/{drive}'
+    mirror = f'also at {where}' if 'hf_hub_id' in kwargs else f'to download by hand: {where}'
+    return _cfg(weights=_AVERAGED, license='contradictory', notes=(mirror, _CARD), **kwargs)
+
+
+def _hub(name: str, drive: str, **kwargs) -> dict:
+    repo, file = f'Abdelrahman-shaker/GroupMamba-{name.title()}', f'groupmamba_{name}_ema.pth'
+    return _published(drive, hf_hub_id=repo, hf_hub_filename=file, **kwargs)
+
+
 default_cfgs = generate_default_cfgs(
     {
-        'groupmamba_tiny.dist_in1k': _cfg('1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o', 'Tiny', top1=83.3),
-        'groupmamba_small.dist_in1k': _cfg('1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', 'Small', top1=83.9),
-        'groupmamba_base.dist_in1k': _cfg('1A_srBeDYpsinU5W3PAEADu1saoz413EU', 'Base', top1=84.5),
+        'groupmamba_tiny.dist_in1k': _hub('tiny', '1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o', top1=83.3),
+        'groupmamba_small.dist_in1k': _hub('small', '1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', top1=83.9, size=140),
+        # its Hub repository holds a card and no file
+        'groupmamba_base.dist_in1k': _published('1A_srBeDYpsinU5W3PAEADu1saoz413EU', top1=84.5),
         'groupmamba_nano': _cfg(),
         'test_groupmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }

@@ -27,8 +27,9 @@ from visionssm.layers import ChannelGate, DepthwiseMlp, ScanSpec, SelectiveSSM
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
 from ._base import Pyramid, rename
+from ._checkpoint import fit_shapes
 from ._timm import build, cfg, record_args
-from ._vssm import VSSM_RENAMES, fit_shapes, make_stages, make_stem, place_renames
+from ._vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
 
 __all__ = ['MSVMamba']
 
@@ -317,19 +318,33 @@ def _cfg(**kwargs) -> dict:
             'origin_url': _ORIGIN,
             'paper_ids': 'arXiv:2405.14174',
             'paper_name': 'Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model',
-            'license': 'unknown',  # no licence file in the repository or beside the weights
+            'license': 'unknown',
             **kwargs,
         }
     )
 
 
 def _drive(folder: str, top1: float) -> dict:
-    where = f'weights: download by hand from https://drive.google.com/drive/folders/{folder}, then file='
-    return _cfg(top1=top1, notes=(where,), first_conv='stem.conv')
+    return _cfg(
+        top1=top1,
+        weights="'model' of the file",
+        notes=(
+            f'to download by hand: https://drive.google.com/drive/folders/{folder}',
+            'neither the repository nor the folder states a licence',
+        ),
+        first_conv='stem.conv',
+    )
 
 
 def _hub(name: str, top1: float) -> dict:
-    return _cfg(top1=top1, url=f'https://huggingface.co/YuhengSSS/MSVMamba/resolve/main/{name}.pth')
+    return _cfg(
+        top1=top1,
+        hf_hub_id='YuhengSSS/MSVMamba',
+        hf_hub_filename=f'{name}.pth',
+        weights="'model_ema' of the file, the moving average (EMA), as upstream's loader does",
+        license='contradictory',
+        notes=('the Hub repository says mit, the repository of the code states no licence',),
+    )
 
 
 default_cfgs = generate_default_cfgs(

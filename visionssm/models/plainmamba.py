@@ -372,15 +372,18 @@ def _cfg(**kwargs) -> dict:
     )
 
 
-def _hub(file: str, top1: float) -> dict:
-    return _cfg(hf_hub_id='ChenhongyiYang/PlainMamba', hf_hub_filename=file, top1=top1)
+_AVERAGED = "'state_dict' of the file, into which upstream's trainer swaps the moving average (EMA)"
+
+
+def _hub(file: str, top1: float, size: float, weights: str = _AVERAGED) -> dict:
+    return _cfg(hf_hub_id='ChenhongyiYang/PlainMamba', hf_hub_filename=file, top1=top1, size=size, weights=weights)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        'plainmamba_l1.in1k': _hub('l1.pth', 77.9),
-        'plainmamba_l2.in1k': _hub('l2.pth', 81.6),
-        'plainmamba_l3.in1k': _hub('l3.pth', 82.3),
+        'plainmamba_l1.in1k': _hub('l1.pth', 77.9, 30.3, "'state_dict' of the file; trained without a moving average"),
+        'plainmamba_l2.in1k': _hub('l2.pth', 81.6, 105),
+        'plainmamba_l3.in1k': _hub('l3.pth', 82.3, 204),
         'plainmamba_nano': _cfg(),
         'test_plainmamba': _cfg(input_size=(3, 96, 96), pool_size=(6, 6)),
     }

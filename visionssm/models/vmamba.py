@@ -21,8 +21,9 @@ from visionssm.layers import SS2D, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 
 from ._base import Pyramid, rename
+from ._checkpoint import fit_shapes
 from ._timm import build, cfg
-from ._vssm import VSSM_RENAMES, fit_shapes, make_stages, make_stem, place_renames
+from ._vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
 
 __all__ = ['VMamba']
 
@@ -170,9 +171,13 @@ _PAPER = {'paper_ids': 'arXiv:2401.10166', 'paper_name': 'VMamba: Visual State S
 _ORIGIN = 'https://github.com/MzeroMiko/VMamba'
 
 
+# inferred: the reported accuracies are the average's, and upstream's loaders read this key
+_AVERAGED = "'model' of the file, which holds the moving average (EMA)"
+
+
 def _cfg(file: str = '', **kwargs) -> dict:
     if file:
-        kwargs['url'] = f'{_ORIGIN}/releases/download/{file}'
+        kwargs = {'url': f'{_ORIGIN}/releases/download/{file}', 'weights': _AVERAGED, **kwargs}
     return cfg(
         **{
             'pool_size': (7, 7),
@@ -194,7 +199,10 @@ default_cfgs = generate_default_cfgs(
         'vmamba_small_s2l15.in1k': _cfg('%23v2cls/vssm_small_0229_ckpt_epoch_222.pth', top1=83.6),
         'vmamba_base_s2l15.in1k': _cfg('%23v2cls/vssm_base_0229_ckpt_epoch_237.pth', top1=83.9),
         'vmamba_vanilla_tiny.in1k': _cfg(
-            '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth', top1=82.2, first_conv='stem.conv'
+            '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth',
+            top1=82.2,
+            first_conv='stem.conv',
+            weights="'model' of the file; trained without a moving average",
         ),
         'vmamba_vanilla_small.in1k': _cfg(
             '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth', top1=83.5, first_conv='stem.conv'
