@@ -50,6 +50,7 @@ from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
 from ._base import Pyramid, Stage
+from ._checkpoint import same_layout
 from ._timm import build, cfg
 
 __all__ = ['A2Mamba']
@@ -666,7 +667,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: A2Mamba) -> dict[
             continue
         shape = shapes.get(name, x.shape)
         if x.shape != shape:
-            if x.numel() == shape.numel():  # 1x1 convolutions, flat scan parameters: the same numbers in another shape
+            if same_layout(x.shape, shape):  # 1x1 convolutions, flat scan parameters
                 x = x.reshape(shape)
             elif name.endswith('.mix.rpb') and x.shape[:2] == shape[:2]:
                 x = F.interpolate(x.float(), shape[2:], mode='bicubic').to(x.dtype)
@@ -687,9 +688,11 @@ def _cfg(size: str = '', **kwargs) -> dict:
     if size:
         kwargs['hf_hub_id'] = 'LMMM2025/A2Mamba'
         kwargs['hf_hub_filename'] = f'a2mamba_pretrained_weights/a2mamba_{size}.pth'
+        kwargs['weights'] = "'state_dict' of the file, or all of it"
+        kwargs['notes'] = ('neither the repository nor the Hub repository is known to state a licence',)
     return cfg(
         **{
-            'license': 'unknown',  # no licence file in the repository
+            'license': 'unknown',
             'min_input_size': (3, 193, 193),
             'pool_size': (7, 7),
             'crop_pct': 0.9,
