@@ -3,8 +3,9 @@
     python tools/verify_goldens.py [--folder DIR] [NAME ...]
 
 Every fixture goes the public way: its weights are saved in the upstream container and loaded strictly by
-`timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': ...})`. Exit code: 0 if all that were run
-agree and all asked for by name could be run, 1 otherwise.
+`timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': ...})`, those of detectors and segmenters as
+the OpenMMLab backbone loads them. Exit code: 0 if all that were run agree and all asked for by name could be run, 1
+otherwise.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionssm  # noqa: F401  registers the models
+from visionssm.layers import ResamplePyramid
+from visionssm.models._adapter import PlainMambaAdapter
+from visionssm.models._checkpoint import check_fit, load_checkpoint
+from visionssm.models._dense import DenseModel, dense_state_dict
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'tests' / 'goldens'
 
@@ -53,7 +58,8 @@ class Family(NamedTuple):
     `pattern` is matched in 'NAME CONSTRUCTOR'; `model` gives our name and arguments from (metadata, match); `features`
     gives the recorded maps from (model, images, metadata); `container` is the checkpoint's key for the weights;
     `ungraded` matches upstream names whose gradients are noise; `alias` is the pattern and replacement that turn the
-    name of a recorded gradient into the name under which the weights are read.
+    name of a recorded gradient into the name under which the weights are read; `dense` makes the model that detectors
+    and segmenters use, from (model, metadata).
     """
 
     pattern: str
@@ -63,6 +69,7 @@ class Family(NamedTuple):
     container: str = 'model'
     ungraded: str = '$^'
     alias: tuple[str, str] = ('$^', '')
+    dense: Callable[[nn.Module, dict], Dense] | None = None
 
 
 class Result(NamedTuple):
@@ -82,6 +89,38 @@ class Result(NamedTuple):
             and self.features <= self.tolerance.features
             and self.grads <= self.tolerance.grads
         )
+
+
+class Dense(nn.Module):
+    """What detectors and segmenters take from a model; as recorded, its "logits" are the averages of the maps.
+
+    `neck` makes the maps from those of `dense`; upstream keeps it in the backbone.
+    """
+
+    def __init__(self, dense: nn.Module, neck: nn.Module | None = None) -> None:
+        super().__init__()
+        self.dense = dense
+        self.neck = neck or nn.Identity()
+
+    def filter(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Upstream's names to ours."""
+        neck = {name: x for name, x in state_dict.items() if name.startswith('fpn')}
+        own = {name: x for name, x in state_dict.items() if name not in neck}
+        own = {f'dense.{name}': x for name, x in dense_state_dict(own, self.dense).items()}
+        return {**own, **{f'neck.{name}': x for name, x in neck.items()}}
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The maps."""
+        return list(self.neck(self.dense(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Averages of the maps, one after the other."""
+        return torch.cat([y.mean((2, 3)) for y in self.maps(x)], 1)
+
+
+def dense_maps(model: Dense, x: Tensor, meta: dict) -> list[Tensor]:
+    """Maps of a detector's or segmenter's backbone."""
+    return model.maps(x)
 
 
 def stages_with_outnorm(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
@@ -123,8 +162,44 @@ def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'vim_{match["size"]}_patch16_{match["stride"] or ""}224', {'img_size': tuple(size)} if size else {}
 
 
+def _vim_downstream(meta: dict, match: re.Match) -> tuple[str, dict]:
+    args = meta['kwargs']
+    mixer = 'out_indices' in args and not args.get('use_residual_as_feature')
+    return f'vim_{"tiny" if args["embed_dim"] == 192 else "small"}_patch16_224', {
+        'img_size': args['img_size'],
+        'class_token': False,
+        'rotary': args['if_rope'],
+        'features': 'mixer' if mixer else 'stream',
+    }
+
+
+def _vim_dense(model: nn.Module, meta: dict) -> Dense:
+    segments = 'out_indices' in meta['kwargs']
+    dense = DenseModel(model, meta['kwargs'].get('out_indices', [-1]))
+    return Dense(dense, ResamplePyramid(model.embed_dim) if segments else None)
+
+
 def _plainmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'plainmamba_{match["size"]}', {}
+
+
+def _plainmamba_dense(model: nn.Module, meta: dict) -> Dense:
+    if 'deform_num_heads' in meta['kwargs']:
+        return Dense(PlainMambaAdapter(model, meta['kwargs']['deform_num_heads']))
+    return Dense(DenseModel(model, meta['kwargs']['out_indices'], out_norm=True))
+
+
+def _plainmamba_downstream(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'plainmamba_{meta["kwargs"]["arch"].lower()}', {}
+
+
+def _lbvim_downstream(meta: dict, match: re.Match) -> tuple[str, dict]:
+    norm = 'rmsnorm' if meta['kwargs']['rms_norm'] else 'layernorm'
+    return f'lbvim_{match["size"]}_patch16_224', {'features': 'mixer', 'norm_layer': norm, 'dynamic_img_size': True}
+
+
+def _lbvim_dense(model: nn.Module, meta: dict) -> Dense:
+    return Dense(DenseModel(model, meta['kwargs']['out_indices'], out_norm=True))
 
 
 def _lbvim(meta: dict, match: re.Match) -> tuple[str, dict]:
@@ -176,6 +251,28 @@ FAMILIES = (
         container='state_dict',
     ),
     Family(
+        r'^lbvim_(?P<size>\w+?)_seg.* segmentation/model\.py:',
+        _lbvim_downstream,
+        dense_maps,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        dense=_lbvim_dense,
+    ),
+    Family(
+        r' (?:seg/backbone|det/.*)/vim\.py:VisionMamba(?:Seg|Det)$',
+        _vim_downstream,
+        dense_maps,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        dense=_vim_dense,
+    ),
+    Family(
+        r' downstream/.*:PlainMamba(?:Seg|Adapter)$',
+        _plainmamba_downstream,
+        dense_maps,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        container='state_dict',
+        dense=_plainmamba_dense,
+    ),
+    Family(
         r' classification/models_mamba_bi\.py:(?P<name>lbvim_\w+_patch16_224)(?:_atthead)?$',
         _lbvim,
         last_normed,
@@ -212,8 +309,11 @@ def upstream_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str,
     """Our parameter names to upstream's, found by sending tagged tensors through the checkpoint filter."""
     names = list(state_dict)
     tagged = {name: torch.full_like(x, i, dtype=torch.float32) for i, (name, x) in enumerate(state_dict.items())}
-    filter_fn = sys.modules[type(model).__module__].checkpoint_filter_fn
-    return {ours: names[int(x.flatten()[0])] for ours, x in filter_fn(tagged, model).items()}
+    if isinstance(model, Dense):
+        filtered = model.filter(tagged)
+    else:
+        filtered = sys.modules[type(model).__module__].checkpoint_filter_fn(tagged, model)
+    return {ours: names[int(x.flatten()[0])] for ours, x in filtered.items()}
 
 
 def verify(name: str, folder: Path = GOLDENS, inputs: list[int] | None = None) -> Result:
@@ -237,9 +337,15 @@ def verify(name: str, folder: Path = GOLDENS, inputs: list[int] | None = None) -
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / 'upstream.pth'
         torch.save({family.container: weights} if family.container else weights, file)
-        model = timm.create_model(
-            model_name, pretrained=True, pretrained_cfg_overlay={'file': str(file)}, **kwargs
-        ).eval()
+        if family.dense:
+            model = family.dense(timm.create_model(model_name, num_classes=0, **kwargs), meta).eval()
+            ours = model.filter(load_checkpoint(file))
+            check_fit(ours, model)
+            model.load_state_dict(ours)
+        else:
+            model = timm.create_model(
+                model_name, pretrained=True, pretrained_cfg_overlay={'file': str(file)}, **kwargs
+            ).eval()
 
     def error(actual: Tensor | np.ndarray, expected: np.ndarray) -> float:
         actual = np.asarray(actual.detach() if isinstance(actual, Tensor) else actual)

@@ -1,9 +1,10 @@
 """Modules that several families are built from."""
 
 from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
-from .mamba import MambaBlock, MambaMixer, StreamNorm
+from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp
 from .neighborhood import na_av, na_bias, na_qk
+from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
@@ -18,9 +19,12 @@ __all__ = [
     'MambaMixer',
     'OverlapStem',
     'PatchStem',
+    'ResamplePyramid',
     'ScanSpec',
     'ScanningModule',
     'SelectiveSSM',
+    'SimplePyramid',
+    'StreamLayerNorm',
     'StreamNorm',
     'StridedPatchEmbed',
     'at_least_fp32',

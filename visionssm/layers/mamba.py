@@ -29,6 +29,15 @@ class StreamNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
 
 
+class StreamLayerNorm(nn.LayerNorm):
+    """LayerNorm of a residual stream that is kept in fp32; the result has the dtype of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm over the last axis."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+
+
 class MambaDirection(nn.Module):
     """Parameters of one scan direction: causal convolution, x_proj, dt_proj, `A_log` (D, N) and `D` (D,).
 
@@ -160,15 +169,29 @@ class MambaBlock(nn.Module):
         dim: Channels.
         drop_path: Rate of dropping the branch, per sample.
         mixer_args: Arguments of `MambaMixer`.
+        norm_layer: `StreamNorm` or `StreamLayerNorm`.
     """
 
-    def __init__(self, dim: int, drop_path: float, mixer_args: dict, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        drop_path: float,
+        mixer_args: dict,
+        norm_layer: type[nn.Module] = StreamNorm,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.norm = StreamNorm(dim, eps=1e-5, **dd)
+        self.norm = norm_layer(dim, eps=1e-5, **dd)
         self.mixer = MambaMixer(dim, **mixer_args, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, order: Tensor, local_window: int = 0) -> Tensor:
+    def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream (B, L, C) after the block, and what the mixer says in it."""
+        y = self.mixer(self.norm(x), order)
+        return x + self.drop_path(y), y
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
         """Add what the mixer says to (B, L, C)."""
-        return x + self.drop_path(self.mixer(self.norm(x), order, local_window))
+        return self.step(x, order)[0]

@@ -215,6 +215,8 @@ class Isotropic(ScanningBackbone):
     - `_spatial(stream, height, width)`: the map (B, H, W, D) of patches in it;
     - `_pool(features)`: what the classifier sees.
 
+    With `features = 'mixer'` its blocks also have `step`, which gives the stream and what the mixer added to it.
+
     Args:
         embed_dim: Channels of the stream.
         depth: Blocks.
@@ -222,22 +224,33 @@ class Isotropic(ScanningBackbone):
         in_chans: Image channels.
         num_classes: Classes; 0: no classifier.
         global_pool: Pooling, one of `POOLS`.
+        features: What `forward_intermediates` gives: 'stream', or 'mixer' for what the block's mixer adds to it.
 
     Raises:
-        ValueError: If `global_pool` is another.
+        ValueError: If `global_pool` or `features` is another.
     """
 
     POOLS = ('', 'avg')
 
     def __init__(
-        self, embed_dim: int, depth: int, reduction: int, in_chans: int, num_classes: int, global_pool: str
+        self,
+        embed_dim: int,
+        depth: int,
+        reduction: int,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        features: str = 'stream',
     ) -> None:
         super().__init__()
+        if features not in ('stream', 'mixer'):
+            raise ValueError(f'features is {features!r}; allowed are stream and mixer')
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.global_pool = self._checked_pool(global_pool)
         self.grad_checkpointing = False
+        self.features = features
         self.feature_info = [
             {'num_chs': embed_dim, 'reduction': reduction, 'module': f'blocks.{i}'} for i in range(depth)
         ]
@@ -301,9 +314,11 @@ class Isotropic(ScanningBackbone):
         maps = []
         x, order = self._prepare(x)
         for i, block in enumerate(self.blocks[: highest + 1] if stop_early else self.blocks):
-            x = checkpoint(block, x, order) if self.grad_checkpointing else block(x, order)
+            step = block.step if self.features == 'mixer' else block
+            x = checkpoint(step, x, order) if self.grad_checkpointing else step(x, order)
+            x, y = x if self.features == 'mixer' else (x, x)
             if i in taken:
-                y = self._spatial(self.norm(x) if norm else x, height, width).to(dtype)  # the stream may be fp32
+                y = self._spatial(self.norm(y) if norm else y, height, width).to(dtype)  # the stream may be fp32
                 if output_fmt == 'NCHW':
                     y = y.permute(0, 3, 1, 2).contiguous()
                 maps.append(y.flatten(1, 2) if output_fmt == 'NLC' else y)

@@ -9,6 +9,8 @@ Differs: upstream turns the sequence around after every block; here every other 
 same. Any image size works, rectangles included (upstream asserts one size).
 """
 
+import re
+
 import torch
 from timm.layers import (
     calculate_drop_path_rates,
@@ -19,7 +21,15 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
+from visionssm.layers import (
+    MambaBlock,
+    ScanSpec,
+    StreamLayerNorm,
+    StreamNorm,
+    StridedPatchEmbed,
+    at_least_fp32,
+    check_image_size,
+)
 from visionssm.scans import get_scan, scan_order
 
 from ._base import Isotropic, fit_pos_embed, init_mamba_stack, rename
@@ -49,19 +59,28 @@ class LBMambaBlock(MambaBlock):
         dim: Channels.
         drop_path: Rate of dropping the branch, per sample.
         mixer_args: Arguments of `MambaMixer`.
+        norm_layer: `StreamNorm` or `StreamLayerNorm`.
         local_window: Steps per window; 0: no look ahead; None: by the length of the walk.
     """
 
     def __init__(
-        self, dim: int, drop_path: float, mixer_args: dict, local_window: int | None = None, device=None, dtype=None
+        self,
+        dim: int,
+        drop_path: float,
+        mixer_args: dict,
+        norm_layer: type[nn.Module] = StreamNorm,
+        local_window: int | None = None,
+        device=None,
+        dtype=None,
     ) -> None:
-        super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
+        super().__init__(dim, drop_path, mixer_args, norm_layer, device=device, dtype=dtype)
         self.local_window = local_window
 
-    def forward(self, x: Tensor, order: Tensor) -> Tensor:
-        """Add what the mixer says to (B, L, C)."""
+    def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream (B, L, C) after the block, and what the mixer says in it."""
         window = window_by_length(order.shape[1]) if self.local_window is None else self.local_window
-        return x + self.drop_path(self.mixer(self.norm(x), order, window))
+        y = self.mixer(self.norm(x), order, window)
+        return x + self.drop_path(y), y
 
 
 class AttentionPool(nn.Module):
@@ -99,6 +118,9 @@ class AttentionPool(nn.Module):
         return self.norm(x.flatten(1))
 
 
+_NORMS = {'rmsnorm': StreamNorm, 'layernorm': StreamLayerNorm}
+
+
 class LBVim(Isotropic):
     """Vim with one scan per block that looks ahead within short windows; every other block walks backwards.
 
@@ -116,6 +138,10 @@ class LBVim(Isotropic):
         pool_heads: Heads of the attention pooling.
         local_window: Steps per window of the local backward scan; 0: no such scan; None: upstream's rule, 4 for walks
             of up to 128 steps, 8 up to 256, 16 beyond.
+        norm_layer: 'rmsnorm', or 'layernorm' as in upstream's segmentation, which starts it from the former's weights
+            and zero biases.
+        features: What `forward_intermediates` gives: 'stream', or 'mixer' as in upstream's segmentation and detection:
+            what the mixer of a block adds to the stream.
         scan: Scan order: name, dict, JSON string or `ScanOrder`. If it does not offer one direction, the model has as
             many sets of scan parameters as it has directions.
         dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
@@ -143,6 +169,8 @@ class LBVim(Isotropic):
         expand: float = 2.0,
         pool_heads: int = 6,
         local_window: int | None = None,
+        norm_layer: str = 'rmsnorm',
+        features: str = 'stream',
         scan: ScanSpec = 'raster',
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
@@ -153,7 +181,9 @@ class LBVim(Isotropic):
     ) -> None:
         if local_window is not None and (type(local_window) is not int or local_window < 0):
             raise ValueError(f'local_window is {local_window!r}; allowed are integers from 0, and None')
-        super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool)
+        if norm_layer not in _NORMS:
+            raise ValueError(f'norm_layer is {norm_layer!r}; allowed are {" and ".join(_NORMS)}')
+        super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool, features)
         dd = {'device': device, 'dtype': dtype}
         order = get_scan(scan, 1)
         self.scan_directions = order.directions
@@ -167,11 +197,12 @@ class LBVim(Isotropic):
         mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
+        norm = _NORMS[norm_layer]
         self.blocks = nn.ModuleList(
-            LBMambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, local_window, **dd)
+            LBMambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, norm, local_window, **dd)
             for i, rate in enumerate(rates)
         )
-        self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
+        self.norm = norm(embed_dim, eps=1e-5, **dd)
         self.attn_pool = self._make_pool(device, dtype)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes, device, dtype)
@@ -233,7 +264,8 @@ _RENAMES = (
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: LBVim) -> dict[str, Tensor]:
     """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
 
-    Attention pooling is left out for a model that was built with another pooling.
+    Attention pooling is left out for a model that was built with another pooling. Biases that a LayerNorm model has and
+    RMSNorm weights do not are zero.
 
     Raises:
         ValueError: If the grid that the position embeddings are for is not known.
@@ -241,6 +273,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: LBVim) -> dict[st
     state_dict = rename(state_dict, _RENAMES)
     if model.global_pool != 'map':
         state_dict = {name: x for name, x in state_dict.items() if not name.startswith('attn_pool.')}
+    if isinstance(model.blocks[0].norm, StreamLayerNorm):
+        norms = [name for name in state_dict if re.search(r'(^|^blocks\.\d+\.)norm\.weight$', name)]
+        biases = {f'{name.removesuffix("weight")}bias': torch.zeros_like(state_dict[name]) for name in norms}
+        state_dict = {**biases, **state_dict}
     return fit_pos_embed(state_dict, model)
 
 
@@ -259,17 +295,21 @@ def _cfg(**kwargs) -> dict:
     )
 
 
-# whoever has a file of the release loads it by `pretrained_cfg_overlay={'file': ...}`
 _RELEASED = _cfg(
-    notes=('weights: release v1.0 of the repository, which states no licence; top-1 per variant is not known here',)
+    weights="'model' of the file",
+    notes=(
+        'to download by hand: https://github.com/cvlab-stonybrook/LBMamba/releases/tag/v1.0 (file names are not known)',
+        'the repository states no licence',
+        'top-1 per variant is not known',
+    ),
 )
 
 default_cfgs = generate_default_cfgs(
     {
-        'lbvim_tiny_patch16_224': _RELEASED,
-        'lbvim_300_patch16_224': _RELEASED,
-        'lbvim_small_patch16_224': _RELEASED,
-        'lbvim_528_patch16_224': _RELEASED,
+        'lbvim_tiny_patch16_224.in1k': _RELEASED,
+        'lbvim_300_patch16_224.in1k': _RELEASED,
+        'lbvim_small_patch16_224.in1k': _RELEASED,
+        'lbvim_528_patch16_224.in1k': _RELEASED,
         'lbvim_nano': _cfg(),
         'test_lbvim': _cfg(input_size=(3, 96, 96)),
     }

@@ -5,11 +5,15 @@ Official: https://github.com/hustvl/Vim at dd0358ad1e42701f22afbefa0717cc8825cf9
 Kept, as the published weights depend on it: the class token stands in the middle of the sequence, and the average over
 directions. Kept for training: directions after the first start with torch's default step projection and a zero bias.
 Fixed: position embeddings are resampled around the middle class token (upstream cuts row 0 instead and leaves the class
-row in the grid), and any image size works, rectangles included (upstream asserts one size).
+row in the grid), and any image size works, rectangles included (upstream asserts one size, or a square). The rotary
+option turns every patch and never the class token (upstream leaves token 0 alone where the count is odd, whatever it
+is), and an image's whole height and width are the same turn at any size.
 """
 
 import torch
 from timm.layers import (
+    RotaryEmbeddingCat,
+    apply_rot_embed_cat,
     calculate_drop_path_rates,
     register_notrace_function,
     resample_abs_pos_embed,
@@ -26,7 +30,9 @@ from ._timm import build, cfg
 
 __all__ = ['Vim']
 
+torch.fx.wrap('apply_rot_embed_cat')
 torch.fx.wrap('at_least_fp32')
+torch.fx.wrap('resample_abs_pos_embed')
 torch.fx.wrap('scan_order')
 
 
@@ -80,6 +86,38 @@ def _mirrored(order: ScanOrder) -> list[bool]:
     return [any((table[k] == table[j, ::-1]).all() for j in range(k)) for k in range(order.directions)]
 
 
+class VimBlock(MambaBlock):
+    """`MambaBlock` that turns the stream by its position afterwards, if asked to.
+
+    Args:
+        dim: Channels.
+        drop_path: Rate of dropping the branch, per sample.
+        mixer_args: Arguments of `MambaMixer`.
+        rotary: Whether it turns the stream.
+    """
+
+    def __init__(
+        self, dim: int, drop_path: float, mixer_args: dict, rotary: bool = False, device=None, dtype=None
+    ) -> None:
+        super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
+        self.rotary = rotary
+
+    def step(self, x: Tensor, walk: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The stream (B, L, C) after the block, and what the mixer says in it.
+
+        Args:
+            x: Stream.
+            walk: Visiting orders (K, T) and, with `rotary`, sines and cosines (L, 2 C).
+        """
+        y = self.mixer(self.norm(x), walk[0])
+        x = x + self.drop_path(y)
+        return apply_rot_embed_cat(x, walk[1]) if self.rotary else x, y
+
+    def forward(self, x: Tensor, walk: list[Tensor]) -> Tensor:
+        """Add what the mixer says to (B, L, C)."""
+        return self.step(x, walk)[0]
+
+
 class Vim(Isotropic):
     """Vision Mamba: patches with a class token in their middle, Mamba blocks that scan both ways.
 
@@ -89,7 +127,8 @@ class Vim(Isotropic):
         stride: Distance between patches; None: `patch_size`.
         in_chans: Image channels.
         num_classes: Classes; 0: no classifier.
-        global_pool: 'token' (class token), 'avg' (mean of the patches) or '' (all tokens).
+        global_pool: 'token' (class token), 'avg' (mean of the patches) or '' (all tokens); None: 'token', or 'avg' if
+            there is none.
         embed_dim: Channels.
         depth: Blocks.
         d_state: States N per channel.
@@ -97,6 +136,11 @@ class Vim(Isotropic):
         expand: Inner channels of the mixer over `embed_dim`.
         scan: Scan order of the patches: name, dict, JSON string or `ScanOrder`. If it does not offer two directions,
             the model has as many sets of scan parameters as it has directions. The class token is met half-way.
+        class_token: Whether there is one; upstream's segmentation and detection have none.
+        rotary: Turn pairs of the stream's channels by row and column, after the embedding and after every block but the
+            last, as upstream's segmentation (small) and detection do.
+        features: What `forward_intermediates` gives: 'stream', or 'mixer' as in upstream's segmentation (tiny): what
+            the mixer of a block adds to the stream.
         dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
         drop_rate: Dropout before the classifier.
         pos_drop_rate: Dropout after the position embedding.
@@ -115,13 +159,16 @@ class Vim(Isotropic):
         stride: int | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: str = 'token',
+        global_pool: str | None = None,
         embed_dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
         d_conv: int = 4,
         expand: float = 2.0,
         scan: ScanSpec = 'bidirectional',
+        class_token: bool = True,
+        rotary: bool = False,
+        features: str = 'stream',
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
@@ -130,7 +177,13 @@ class Vim(Isotropic):
         dtype=None,
     ) -> None:
         stride = patch_size if stride is None else stride
-        super().__init__(embed_dim, depth, stride, in_chans, num_classes, global_pool)
+        if global_pool is None:
+            global_pool = 'token' if class_token else 'avg'
+        if not class_token:
+            self.POOLS = ('avg', '')
+        if rotary and embed_dim % 4:
+            raise ValueError(f'embed_dim is {embed_dim!r}; with rotary=True allowed are multiples of 4')
+        super().__init__(embed_dim, depth, stride, in_chans, num_classes, global_pool, features)
         dd = {'device': device, 'dtype': dtype}
         order = get_scan(scan, 2)
         self.scan_directions = order.directions
@@ -139,13 +192,19 @@ class Vim(Isotropic):
         self.patch_size = patch_size
         self.dynamic_img_size = dynamic_img_size
         self.patch_embed = StridedPatchEmbed(img_size, patch_size, stride, in_chans, embed_dim, **dd)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim, **dd))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd)) if class_token else None
+        tokens = self.patch_embed.num_patches + class_token
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
         mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.ModuleList(MambaBlock(embed_dim, rate, mixer_args, **dd) for rate in rates)
+        self.blocks = nn.ModuleList(
+            VimBlock(embed_dim, rate, mixer_args, rotary and i < depth - 1, **dd) for i, rate in enumerate(rates)
+        )
+        self.rope = None
+        if rotary:  # angles of the 14x14 grid of pretraining, stretched to the grid at hand
+            self.rope = RotaryEmbeddingCat(embed_dim, in_pixels=False, ref_feat_shape=[14, 14], **dd)
         self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes, device, dtype)
@@ -153,38 +212,57 @@ class Vim(Isotropic):
 
     @torch.jit.ignore
     def _init_weights(self) -> None:
-        trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
         init_mamba_stack(self)
         for block in self.blocks:
             for direction in block.mixer.directions[1:]:
                 direction.dt_proj.reset_parameters()
                 nn.init.zeros_(direction.dt_proj.bias)
 
-    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
         x = self.patch_embed(x)
         batch, height, width, _ = x.shape
+        size, middle = [height, width], height * width // 2
+        order = scan_order(self.scan, height, width, x)
         pos_embed = self.pos_embed
-        if self.dynamic_img_size:
-            pos_embed = resample_pos_embed(pos_embed, [height, width], self.patch_embed.grid_size)
-        middle = height * width // 2
         x = x.flatten(1, 2)
-        x = torch.cat([x[:, :middle], self.cls_token.expand(batch, -1, -1), x[:, middle:]], 1) + pos_embed
-        order = insert_token(scan_order(self.scan, height, width, x), middle, self.mirrored)
-        return at_least_fp32(self.pos_drop(x)), order
+        if self.cls_token is not None:
+            if self.dynamic_img_size:
+                pos_embed = resample_pos_embed(pos_embed, size, self.patch_embed.grid_size)
+            x = torch.cat([x[:, :middle], self.cls_token.expand(batch, -1, -1), x[:, middle:]], 1)
+            order = insert_token(order, middle, self.mirrored)
+        elif self.dynamic_img_size:
+            pos_embed = resample_abs_pos_embed(pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
+        x = at_least_fp32(self.pos_drop(x + pos_embed))
+        walk = [order]
+        if self.rope is not None:
+            angles = self.rope.get_embed(size)
+            if self.cls_token is not None:
+                still = torch.cat([torch.zeros_like(angles[:1, ::2]), torch.ones_like(angles[:1, ::2])], 1)
+                angles = torch.cat([angles[:middle], still, angles[middle:]])
+            x = apply_rot_embed_cat(x, angles)
+            walk.append(angles)
+        return x, walk
 
     def _pool(self, x: Tensor) -> Tensor:
-        middle = (x.shape[1] - 1) // 2
         if self.global_pool == 'token':
+            middle = (x.shape[1] - 1) // 2
             x = x[:, middle : middle + 1].squeeze(1)  # an index would tie a compiled graph to one size
         elif self.global_pool == 'avg':
-            x = torch.cat([x[:, :middle], x[:, middle + 1 :]], 1).mean(1)
+            x = self._patches(x).mean(1)
+        return x
+
+    def _patches(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            middle = (x.shape[1] - 1) // 2
+            x = torch.cat([x[:, :middle], x[:, middle + 1 :]], 1)
         return x
 
     @torch.jit.ignore
     def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
-        middle = (x.shape[1] - 1) // 2
-        return torch.cat([x[:, :middle], x[:, middle + 1 :]], 1).unflatten(1, (height, width))
+        return self._patches(x).unflatten(1, (height, width))
 
     @torch.jit.ignore
     def set_scan(self, scan: ScanSpec) -> None:
@@ -201,7 +279,9 @@ class Vim(Isotropic):
 
     @torch.jit.ignore
     def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
-        """Position embeddings for another grid; the class row stays in the middle."""
+        """Position embeddings for another grid; the class row, if there is one, stays in the middle."""
+        if self.cls_token is None:
+            return super().resample_pos_embed(pos_embed, new_size, old_size)
         return resample_pos_embed(pos_embed, new_size, old_size)
 
     @torch.jit.ignore
@@ -228,11 +308,18 @@ _RENAMES = [
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Vim) -> dict[str, Tensor]:
     """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
 
+    The class token, and its row of the position embeddings, are left out for a model without one.
+
     Raises:
         ValueError: If the grid that the position embeddings are for is not known.
     """
     if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
         state_dict = rename(state_dict, _RENAMES)
+    if 'cls_token' in state_dict and model.cls_token is None:
+        rows = state_dict['pos_embed']
+        middle = (rows.shape[1] - 1) // 2
+        state_dict = {**state_dict, 'pos_embed': torch.cat([rows[:, :middle], rows[:, middle + 1 :]], 1)}
+        del state_dict['cls_token']
     return fit_pos_embed(state_dict, model)
 
 
@@ -252,19 +339,31 @@ def _cfg(**kwargs) -> dict:
 
 
 _CARD = 'the model card says apache-2.0 in its metadata and "Non-commercial license" in its text'
+_RAW = "'model' of the file; it also holds a moving average, and which of them was reported is not stated"
+_TINY = 'hustvl/Vim-tiny-midclstok@07c00e0e4ea2973d8e343afdd807128a57bc9fd5'
+_SMALL = 'hustvl/Vim-small-midclstok@babc4440f5fab6e08d97e371afa639c8cf98bf2c'
+_BASE = 'hustvl/Vim-base-midclstok'
 
 
-def _hub(size: str, file: str, top1: float) -> dict:
-    return _cfg(hf_hub_id=f'hustvl/Vim-{size}-midclstok', hf_hub_filename=file, top1=top1, notes=(_CARD,))
+def _hub(repo: str, file: str, top1: float, size: float) -> dict:
+    return _cfg(
+        hf_hub_id=repo,
+        hf_hub_filename=file,
+        top1=top1,
+        size=size,
+        weights=_RAW,
+        license='contradictory',
+        notes=(_CARD,),
+    )
 
 
 default_cfgs = generate_default_cfgs(
     {
-        'vim_tiny_patch16_224.in1k': _hub('tiny', 'vim_t_midclstok_76p1acc.pth', 76.1),
-        'vim_small_patch16_224.in1k': _hub('small', 'vim_s_midclstok_80p5acc.pth', 80.5),
-        'vim_base_patch16_224.in1k': _hub('base', 'vim_b_midclstok_81p9acc.pth', 81.9),
-        'vim_tiny_patch16_stride8_224.in1k': _hub('tiny', 'vim_t_midclstok_ft_78p3acc.pth', 78.3),
-        'vim_small_patch16_stride8_224.in1k': _hub('small', 'vim_s_midclstok_ft_81p6acc.pth', 81.6),
+        'vim_tiny_patch16_224.in1k': _hub(_TINY, 'vim_t_midclstok_76p1acc.pth', 76.1, 115),
+        'vim_small_patch16_224.in1k': _hub(_SMALL, 'vim_s_midclstok_80p5acc.pth', 80.5, 413),
+        'vim_base_patch16_224.in1k': _hub(_BASE, 'vim_b_midclstok_81p9acc.pth', 81.9, 1562),
+        'vim_tiny_patch16_stride8_224.in1k': _hub(_TINY, 'vim_t_midclstok_ft_78p3acc.pth', 78.3, 117),
+        'vim_small_patch16_stride8_224.in1k': _hub(_SMALL, 'vim_s_midclstok_ft_81p6acc.pth', 81.6, 417),
         'vim_nano': _cfg(),
         'test_vim': _cfg(input_size=(3, 96, 96)),
     }
