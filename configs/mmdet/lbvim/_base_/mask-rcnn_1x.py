@@ -1,0 +1,17 @@
+"""LBVim with a simple feature pyramid under Mask R-CNN, 12 epochs."""
+
+_base_ = '../../_base_/mask-rcnn_1x.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='visionssm.Backbone',
+        out_indices=(23,),
+        out_norm=True,
+        img_size=1024,
+        dynamic_img_size=True,
+        features='mixer',
+        drop_path_rate=0.1,
+    ),
+    neck=dict(_delete_=True, type='visionssm.SimplePyramid', out_channels=256),
+)

@@ -1,0 +1,15 @@
+"""LBVim in the manner of ViTDet."""
+
+_base_ = '../../_base_/vitdet_lsj-100e.py'
+
+model = dict(
+    backbone=dict(
+        out_indices=(23,),
+        out_norm=True,
+        img_size=1024,
+        dynamic_img_size=True,
+        features='mixer',
+        drop_path_rate=0.1,
+    )
+)
+optim_wrapper = dict(optimizer=dict(weight_decay=0.05), clip_grad=dict(max_norm=35, norm_type=2))

@@ -1,0 +1,20 @@
+"""Mask R-CNN with MSVMamba-T (v3), FPN, 1x, COCO.
+
+Source: arXiv:2405.14174; YuHengsss/MSVMamba@fca4a391 has no configs: settings of VMamba
+Reported: box AP 46.9, mask AP 42.5, by the authors; not reproduced here
+Checkpoint: none published
+Command, 8 GPUs with 2 images each:
+    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_msvmambav3-tiny_fpn_1x_coco --launcher pytorch
+"""
+
+_base_ = '../_base_/mask-rcnn_1x.py'
+
+model = dict(
+    backbone=dict(
+        model_name='msvmambav3_tiny',
+        out_norm=True,
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='msvmambav3_tiny.in1k'),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
