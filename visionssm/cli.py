@@ -122,7 +122,74 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--device', default='cpu', help='default: cpu')
     command.add_argument('--json', action='store_true', help='print JSON')
     command.set_defaults(run=_classify)
+
+    command = commands.add_parser('train', help='train any model by a recipe, here or under torchrun')
+    command.add_argument('--config', type=Path, metavar='FILE', help='recipe, as in configs/train')
+    command.add_argument('--model', metavar='NAME', help="instead of the recipe's")
+    command.add_argument('--data', metavar='DATA', help="folder with train/ and val/, 'digits', hfds/NAME, wds/NAME")
+    command.add_argument('--epochs', type=_positive, metavar='N', help="instead of the recipe's")
+    command.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='other keys of the recipe'
+    )
+    command.add_argument('--list-keys', action='store_true', help='show all keys of a recipe, and stop')
+    command.add_argument('--output', type=Path, default=Path('runs/train'), metavar='DIR', help='default: runs/train')
+    command.add_argument(
+        '--resume', default='no', metavar='auto|no|FILE', help='auto: go on from the newest checkpoint; default: no'
+    )
+    command.add_argument('--device', default='auto', help='default: auto, a GPU if there is one')
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser('features', help='what a model sees in images, as numbers in a file')
+    command.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
+    command.add_argument(
+        '--model', required=True, metavar='NAME', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME'
+    )
+    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--output', type=Path, required=True, metavar='FILE', help='.safetensors or .npz')
+    command.add_argument('--batch-size', type=_positive, default=32, metavar='N', help='default: 32')
+    command.add_argument('--workers', type=int, default=0, metavar='N', help='loader processes; default: 0')
+    command.add_argument('--img-size', type=_positive, metavar='N', help="default: the model's own")
+    command.add_argument('--device', default='cpu', help='default: cpu')
+    command.set_defaults(run=_features)
     return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .train import describe_fields, load_recipe
+
+    if args.list_keys:
+        _table(['key', 'default', 'meaning'], describe_fields())
+        return 0
+    recipe = load_recipe(args.config, args.set, model=args.model, data=args.data, epochs=args.epochs)
+
+    from .train.loop import NonFiniteLossError
+    from .train.run import train
+
+    try:
+        train(recipe, args.output, _say, args.resume, args.device, sys.stderr.isatty())
+    except NonFiniteLossError as error:
+        if args.traceback:
+            raise
+        print(f'visionssm: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _features(args: argparse.Namespace) -> int:
+    from ._classify import load_classifier
+    from ._environment import check_device
+    from .train import features
+
+    device = check_device(args.device)
+    features.check_suffix(args.output)
+    _check_parent(args.output)
+    files = features.image_files(args.images)
+    model = load_classifier(args.model, args.checkpoint, args.img_size)
+    batches = features.extract(model, files, args.img_size, device, args.batch_size, args.workers)
+    with features.progress(batches, len(files), sys.stderr.isatty()) as shown:
+        features.write_features(args.output, shown, [str(file) for file in files], {'model': args.model})
+    print(f'wrote {args.output}: features of {len(files)} image{"s" if len(files) > 1 else ""}')
+    return 0
 
 
 def _positive(text: str) -> int:

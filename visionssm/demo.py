@@ -22,7 +22,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -30,14 +29,14 @@ from torch import Tensor, nn
 
 from ._catalog import check_model, sketch, takes_argument
 from ._classify import classify
-from ._training import Epoch, fit
 from .scans import get_scan
+from .train.loop import Epoch, fit
 
 HELD_OUT = 0.2
 _SPLIT_SEED = 0  # the split stays the same whatever the seed of the training
 _MEAN = _STD = 0.5
 _LEAST_GRID = 6  # tokens along a side of the first map
-_CLASSES = tuple(str(digit) for digit in range(10))
+CLASSES = tuple(str(digit) for digit in range(10))
 _FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
 
 
@@ -127,20 +126,16 @@ def create_model(options: DemoOptions) -> tuple[nn.Module, int]:
     Raises:
         ValueError: If the model or the scan is unknown, or the model has no scan to choose.
     """
-    config = check_model(options.model)
-    kwargs: dict[str, Any] = {'in_chans': 1, 'num_classes': len(_CLASSES)}
+    check_model(options.model)
+    kwargs: dict[str, Any] = {'in_chans': 1, 'num_classes': len(CLASSES)}
     if options.scan is not None:
         _check_scan(options.scan)
         kwargs['scan'] = options.scan
     plain = sketch(options.model)
     if options.scan is not None and not takes_argument(plain, 'scan'):
         raise ValueError(f'{options.model} has no scan order to choose; leave --scan out')
-    size = image_size([level['reduction'] for level in plain.feature_info])
+    size = fitting_size(options.model, plain)
     if takes_argument(plain, 'img_size'):
-        try:
-            sketch(options.model, img_size=size)
-        except ValueError:  # attention windows may need larger maps
-            size = config.input_size[-1]
         kwargs['img_size'] = size
     overlay = {
         'input_size': (1, size, size),
@@ -160,6 +155,17 @@ def _check_scan(spec: str) -> None:
         get_scan(spec)
     except TypeError as error:  # an argument of the wrong type, in text that a user typed
         raise ValueError(str(error)) from error
+
+
+def fitting_size(name: str, model: nn.Module) -> int:
+    """Side of the images that digits are enlarged to for a model."""
+    size = image_size([level['reduction'] for level in model.feature_info])
+    if takes_argument(model, 'img_size'):
+        try:
+            sketch(name, img_size=size)
+        except ValueError:  # attention windows may need larger maps
+            size = model.pretrained_cfg['input_size'][-1]
+    return size
 
 
 def image_size(reductions: list[int]) -> int:
@@ -255,6 +261,7 @@ def train(
             step_on_epochs=False,
             updates_per_epoch=len(batches),
         )
+        criterion = LabelSmoothingCrossEntropy(0.1)
         ema = ModelEmaV3(model, decay=0.99, use_warmup=True)
 
         def evaluate(model: nn.Module) -> float:
@@ -262,15 +269,15 @@ def train(
 
         history = fit(
             model,
-            batches,
-            LabelSmoothingCrossEntropy(0.1),
+            lambda epoch, first: batches,
+            lambda forward, images, labels: criterion(forward(images), labels),
             optimizer,
             scheduler,
             evaluate,
             options.epochs,
             ema=ema,
             clip_grad=1.0,
-            on_step=on_step,
+            on_step=None if on_step is None else lambda progress: on_step(progress.loss),
             on_epoch=on_epoch,
         )
     logits = _logits(ema.module, test_images)
@@ -289,20 +296,9 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def save(trained: Trained, folder: Path, note: str) -> None:
     """Write the model in timm's Hub layout: `config.json`, `model.safetensors`."""
-    model = trained.model
-    model_args: dict[str, Any] = {'in_chans': 1}
-    if hasattr(model, 'scan'):
-        model_args['scan'] = model.scan
-    if takes_argument(model, 'img_size'):
-        model_args['img_size'] = trained.size
-    model.pretrained_cfg['notes'] = (note,)
-    save_for_hf(
-        model,
-        str(folder),
-        model_config={'label_names': list(_CLASSES)},
-        model_args=model_args,
-        safe_serialization=True,
-    )
+    from .train.model import save_model  # which reads what small images need from here
+
+    save_model(trained.model, folder, CLASSES, {}, note)
 
 
 def reload(folder: Path) -> nn.Module:

@@ -1,0 +1,420 @@
+"""Images for training: an order that goes by seed and position alone, and so goes on anywhere after an interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import Mixup, create_dataset, create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .checkpoint import random_states, seed_cpu, set_random_states
+from .parallel import Processes
+from .recipe import Recipe
+
+STREAMS = ('hfids/', 'wds/', 'tfds/')
+_CPU = torch.device('cpu')
+_TRIES = 10  # unreadable images in a row
+_RESTARTS = 3
+_FILLER = -1  # index and label of what fills up the last batch of an evaluation
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class ImageConfig(NamedTuple):
+    """Images as the model takes them: channels, height and width; mean, deviation; how evaluation resizes and crops."""
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+
+class BadImagesError(ValueError):
+    """More images are unreadable than the recipe allows."""
+
+
+class Source(Protocol):
+    """Labelled images by index, and the names of the classes, if they have any."""
+
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label."""
+
+    def name(self, index: int) -> str:
+        """What to call it."""
+
+
+class DigitsSource:
+    """Scikit-learn's digits: 8 x 8 pixels, the split of the demo."""
+
+    def __init__(self, training: bool) -> None:
+        from visionssm.demo import CLASSES, load_digits
+
+        digits = load_digits()
+        images = digits.train_images if training else digits.test_images
+        self.classes: list[str] | None = list(CLASSES)
+        self.images = (images[:, 0] * 255).round().to(torch.uint8).numpy()
+        self.labels = (digits.train_labels if training else digits.test_labels).tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label."""
+        return Image.fromarray(self.images[index]), self.labels[index]
+
+    def name(self, index: int) -> str:
+        """What to call it."""
+        return f'digit {index}'
+
+
+class TimmSource:
+    """A data set of timm with random access: a folder of class folders, a tar file, or hfds/."""
+
+    def __init__(self, recipe: Recipe, split: str, channels: int) -> None:
+        hub = recipe.data.startswith('hfds/')
+        self.mode = 'L' if channels == 1 else 'RGB'
+        self.reader = create_dataset(
+            recipe.data if hub else '', recipe.data_dir if hub else recipe.data, split=split
+        ).reader
+        index = getattr(self.reader, 'class_to_idx', None)
+        self.classes: list[str] | None = sorted(index, key=index.get) if index else None
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label."""
+        file, label = self.reader[index][:2]
+        with Image.open(file) as image:
+            return image.convert(self.mode), label
+
+    def name(self, index: int) -> str:
+        """What to call it."""
+        return str(self.reader.filename(index, absolute=True))
+
+
+class _Samples(Dataset):
+    """Transformed images by (position in the epoch, index); all randomness goes by seed, epoch and position.
+
+    An unreadable image is replaced by the next in the data and named.
+    """
+
+    def __init__(self, source: Source, transform: Transform, seed: int, epoch: int) -> None:
+        self.source, self.transform, self.seed, self.epoch = source, transform, seed, epoch
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[str]]:
+        position, index = key
+        if index == _FILLER:
+            image, _, bad = self[position, 0]
+            return image, _FILLER, bad
+        bad: list[str] = []
+        for _ in range(_TRIES):
+            try:
+                image, label = self.source.read(index)
+                break
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow's readers do
+                bad.append(f'{self.source.name(index)} ({error})')
+                index = (index + 1) % len(self.source)
+        else:
+            raise BadImagesError(f'{_TRIES} images in a row cannot be read: {"; ".join(bad)}')
+        with _seeded(self.seed, self.epoch, position):
+            return self.transform(image), label, bad
+
+
+@contextmanager
+def _seeded(*seeds: int) -> Iterator[None]:
+    """Generators of this process seeded; with no loader processes it is the one that trains, so they are put back."""
+    states = random_states(_CPU)
+    seed_cpu(*seeds)
+    try:
+        yield
+    finally:
+        set_random_states(states, _CPU)
+
+
+class _Draw:
+    """Keys of `_Samples` for the batches of one process, from a batch on.
+
+    Args:
+        order: Indices as an epoch visits them, over all processes.
+        micro: Images per process and batch.
+        processes: Every batch is dealt out to them.
+        first: Where to begin.
+    """
+
+    def __init__(self, order: np.ndarray, micro: int, processes: Processes, first: int = 0) -> None:
+        self.order, self.step, self.processes, self.first = order, micro * processes.count, processes, first
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.step) - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(self.first * self.step, len(self.order), self.step):
+            end = min(start + self.step, len(self.order))
+            positions = range(start + self.processes.rank, end, self.processes.count)
+            yield [(position, int(self.order[position])) for position in positions]
+
+
+class _Stream(IterableDataset):
+    """A streamed data set of timm; made anew for every epoch, as its order goes on from what was read before."""
+
+    def __init__(self, recipe: Recipe, split: str, channels: int, training: bool, epoch: int, batch: int) -> None:
+        self.data = create_dataset(
+            recipe.data,
+            recipe.data_dir,
+            split=split,
+            is_training=training,
+            batch_size=batch,
+            num_samples=recipe.train_samples if training else None,
+            seed=recipe.seed,
+            input_img_mode='L' if channels == 1 else 'RGB',
+        )
+        self.data.set_epoch(epoch)
+        self.data.set_loader_cfg(num_workers=recipe.workers)
+        self.transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]]]:
+        self.data.transform = self.transform
+        for image, label in self.data:
+            yield image, int(label), []
+
+
+def _collate(samples: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+    images, labels, bad = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels), [name for names in bad for name in names]
+
+
+class ImageData:
+    """Training and evaluation batches of a recipe.
+
+    Args:
+        recipe: Data, augmentation and batch size.
+        image: Images as the model takes them.
+        num_classes: Classes of the model.
+        processes: Those that share each batch.
+        say: Takes lines of text for the user.
+
+    Raises:
+        ValueError: If there is no such data, or the batch does not go with them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        image: ImageConfig,
+        num_classes: int,
+        processes: Processes,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.image, self.processes, self.say = recipe, image, processes, say
+        self.bad: list[str] = []
+        self.restarts = 0
+        share = recipe.batch_size // processes.count
+        self.micro = min(recipe.micro_batch or share, share)
+        if not self.micro or recipe.batch_size % (self.micro * processes.count):
+            raise ValueError(
+                f'batch_size {recipe.batch_size} is no multiple of {self.micro or 1} (micro_batch) x '
+                f'{processes.count} (processes)'
+            )
+        self.accumulate = recipe.batch_size // (self.micro * processes.count)
+        self.streamed = recipe.data.startswith(STREAMS)
+        self.train = self._open(recipe.train_split, True)
+        self.val = None if recipe.val_split is None else self._open(recipe.val_split, False)
+        self.images = len(self.train)
+        self.updates = self.images // recipe.batch_size
+        if not self.updates:
+            raise ValueError(f'batch_size is {recipe.batch_size}; there are {self.images} training images')
+        self._mixup = self._make_mixup(num_classes)
+        self._erasing = None
+        if recipe.random_erase:
+            self._erasing = RandomErasing(recipe.random_erase, mode='pixel', device=str(processes.device))
+        pixels = {'dtype': torch.float32, 'device': processes.device}
+        self._mean = torch.tensor(image.mean, **pixels).view(-1, 1, 1) * 255
+        self._std = torch.tensor(image.std, **pixels).view(-1, 1, 1) * 255
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where the data have any."""
+        return getattr(self.train, 'classes', None)
+
+    def _open(self, split: str, training: bool) -> Any:
+        return open_source(self.recipe, split, training, self.image.input_size[0], batch=self.micro)
+
+    def _make_mixup(self, num_classes: int) -> Mixup | None:
+        recipe = self.recipe
+        if not recipe.mixup and not recipe.cutmix:
+            return None
+        if self.micro % 2:
+            raise ValueError(f'mixup and cutmix need even batches; {self.micro} images come at a time')
+        return Mixup(
+            recipe.mixup,
+            recipe.cutmix,
+            prob=recipe.mixup_prob,
+            switch_prob=recipe.mixup_switch_prob,
+            label_smoothing=recipe.smoothing,
+            num_classes=num_classes,
+        )
+
+    def _train_transform(self) -> Transform:
+        recipe = self.recipe
+        return create_transform(
+            self.image.input_size,
+            is_training=True,
+            scale=tuple(recipe.scale),
+            ratio=tuple(recipe.ratio),
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter or None,
+            auto_augment=recipe.auto_augment,
+            interpolation=recipe.interpolation,
+            mean=self.image.mean,
+            std=self.image.std,
+            use_prefetcher=True,  # bytes; they are normalised on the device
+        )
+
+    def _eval_transform(self) -> Transform:
+        return create_transform(
+            self.image.input_size,
+            interpolation=self.image.interpolation,
+            mean=self.image.mean,
+            std=self.image.std,
+            crop_pct=self.image.crop_pct,
+            use_prefetcher=True,
+        )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the training images as an epoch visits them, over all processes."""
+        generator = np.random.default_rng((self.recipe.seed, epoch))
+        shuffled = generator.permutation(self.images)
+        if self.recipe.repeated_aug > 1:
+            shuffled = shuffled.repeat(self.recipe.repeated_aug)
+        return shuffled[: self.updates * self.recipe.batch_size]
+
+    def train_batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented (images, labels) of this process in an epoch, from an update on; mixed labels are distributions."""
+        mixup = self._mixup
+        if mixup is not None:
+            mixup.mixup_enabled = not self.recipe.mixup_off_epoch or epoch < self.recipe.mixup_off_epoch
+        for images, labels, bad in self._restarted(epoch, first * self.accumulate):
+            self._note(bad)
+            images, labels = self._to_device(images), labels.to(self.processes.device, non_blocking=True)
+            if self._erasing is not None:
+                images = self._erasing(images)
+            yield mixup(images, labels) if mixup is not None else (images, labels)
+
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised (images, labels) of this process's part of the evaluation; labels of -1 do not count."""
+        if self.streamed:
+            loader = self._stream_loader(self.recipe.val_split, False, 0)
+        else:
+            order = np.arange(len(self.val))
+            order = np.append(order, [_FILLER] * (-len(order) % self.processes.count))  # all processes run as often
+            samples = _Samples(self.val, self._eval_transform(), self.recipe.seed, 0)
+            loader = self._loader(samples, _Draw(order, self.micro, self.processes), 0)
+        for images, labels, bad in loader:
+            if bad:
+                raise BadImagesError(f'an image of the evaluation cannot be read: {bad[0]}')
+            yield self._to_device(images), labels.to(self.processes.device, non_blocking=True)
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        images = images.to(self.processes.device, non_blocking=True)
+        return (images.float() - self._mean) / self._std
+
+    def _note(self, bad: list[str]) -> None:
+        for name in bad:
+            if name not in self.bad:
+                self.bad.append(name)
+                self.say(f'unreadable image, another takes its place: {name}')
+        if len(self.bad) > self.recipe.max_bad_images:
+            raise BadImagesError(
+                f'{len(self.bad)} unreadable images, allowed by max_bad_images are {self.recipe.max_bad_images}: '
+                f'{"; ".join(self.bad)}'
+            )
+
+    def _restarted(self, epoch: int, position: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Batches from a position on; loader processes that die are started again where they were."""
+        while True:
+            try:
+                for batch in self._batches(epoch, position):
+                    yield batch
+                    position += 1
+                return
+            except RuntimeError as error:
+                if 'DataLoader worker' not in str(error) or self.restarts == _RESTARTS:
+                    raise
+                self.restarts += 1
+                self.say(f'a loader process died ({error}); started again, {self.restarts} of {_RESTARTS} times')
+
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        if self.streamed:  # what comes before is read again: a stream has no positions
+            loader = self._stream_loader(self.recipe.train_split, True, epoch)
+            return islice(loader, first, self.updates * self.accumulate)
+        samples = _Samples(self.train, self._train_transform(), self.recipe.seed, epoch)
+        return self._loader(samples, _Draw(self.order(epoch), self.micro, self.processes, first), epoch)
+
+    def _stream_loader(self, split: str, training: bool, epoch: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        stream = _Stream(self.recipe, split, self.image.input_size[0], training, epoch, self.micro)
+        stream.transform = self._train_transform() if training else self._eval_transform()
+        return self._loader(stream, None, epoch)
+
+    def _loader(self, data: Dataset, batches: _Draw | None, salt: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        drawing = {'batch_sampler': batches} if batches is not None else {'batch_size': self.micro}
+        # of its own: the loader draws from the generator, and that of the training is in the checkpoints
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + salt)
+        loader = DataLoader(
+            data,
+            num_workers=self.recipe.workers,
+            collate_fn=_collate,
+            generator=generator,
+            pin_memory=self.processes.device.type == 'cuda',
+            **drawing,
+        )
+        batches_ = iter(loader)
+        if self.recipe.workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the training is; without it the loader itself says that a process died
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches_
+
+
+def open_source(recipe: Recipe, split: str, training: bool, channels: int, batch: int = 1) -> Any:
+    """The data of a recipe: a `Source`, or a stream.
+
+    Raises:
+        ValueError: If they can't be found or opened.
+    """
+    if recipe.data == 'digits':
+        return DigitsSource(training)
+    try:
+        if recipe.data.startswith(STREAMS):
+            return _Stream(recipe, split, channels, training, 0, batch)
+        return TimmSource(recipe, split, channels)
+    except (AssertionError, RuntimeError, KeyError, ImportError, OSError, ValueError) as error:  # timm's ways to say so
+        raise ValueError(
+            f'data {recipe.data!r}, split {split!r}, cannot be opened: {_reason(recipe, error)}'
+        ) from error
+
+
+def _reason(recipe: Recipe, error: Exception) -> str:
+    folder = '/' not in recipe.data or recipe.data.partition('/')[0] not in ('hfds', 'hfids', 'wds', 'tfds')
+    if folder and not os.path.exists(recipe.data):
+        return 'there is no such folder'
+    return str(error) or type(error).__name__

@@ -1,0 +1,134 @@
+"""The model of a run: made, given its first weights, frozen, and written as a folder that timm loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from timm.models import save_for_hf
+from torch import nn
+
+from visionssm._catalog import check_model, sketch, takes_argument
+from visionssm.demo import fitting_size
+from visionssm.models._timm import weights_file
+
+from .data import ImageConfig
+from .recipe import Recipe
+
+_GREY = (0.5,)
+
+
+def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tuple[nn.Module, ImageConfig]:
+    """The model of a recipe with its first weights, and how it takes images.
+
+    Args:
+        recipe: Model, its arguments, image size, first weights.
+        channels: Of the images.
+        num_classes: Of the data; None: those of the model.
+
+    Raises:
+        ValueError: If the model is unknown, or arguments or weights do not fit it.
+        FileNotFoundError: If there are no such weights.
+    """
+    kwargs: dict[str, Any] = {**recipe.model_args, 'in_chans': channels}
+    if num_classes is not None:
+        kwargs['num_classes'] = num_classes
+    if recipe.drop_path:
+        kwargs['drop_path_rate'] = recipe.drop_path
+    if not timm.is_model(recipe.model) or recipe.model.startswith('test_'):
+        check_model(recipe.model)  # says what is close
+    try:
+        plain = sketch(recipe.model, **kwargs)
+    except TypeError as error:
+        raise ValueError(f'{recipe.model} cannot be made with {recipe.model_args}: {error}') from error
+    size = recipe.img_size
+    if size is None:
+        size = fitting_size(recipe.model, plain) if recipe.data == 'digits' else plain.pretrained_cfg['input_size'][-1]
+    if takes_argument(plain, 'img_size'):
+        kwargs['img_size'] = size
+    model = timm.create_model(recipe.model, **kwargs, **_initial(recipe.initial))
+    config = resolve_data_config({'input_size': (channels, size, size)}, model=model)
+    image = ImageConfig(
+        (channels, size, size),
+        _GREY if channels == 1 else config['mean'],
+        _GREY if channels == 1 else config['std'],
+        config['interpolation'],
+        recipe.crop_pct or (1.0 if recipe.data == 'digits' else config['crop_pct']),
+    )
+    if recipe.initial is None:
+        model.pretrained_cfg.update(license=None, origin_url=None)
+    model.pretrained_cfg.update(image._asdict(), file=None, source='', url='', hf_hub_id=None, hf_hub_filename=None)
+    return model, image
+
+
+def _initial(initial: str | None) -> dict[str, Any]:
+    if initial is None:
+        return {}
+    if initial == 'pretrained':
+        return {'pretrained': True}
+    path = Path(initial)
+    if not path.exists():
+        raise FileNotFoundError(f'no weights at {initial}')
+    overlay: dict[str, Any] = {'file': initial}
+    if path.is_dir():
+        config = json.loads((path / 'config.json').read_text())
+        overlay = {'file': str(weights_file(initial)), 'num_classes': config['num_classes']}
+        overlay['input_size'] = config['pretrained_cfg']['input_size']
+    return {'pretrained': True, 'pretrained_cfg_overlay': overlay}
+
+
+def freeze_backbone(model: nn.Module) -> Callable[[nn.Module], None]:
+    """Leave nothing but the classifiers to train.
+
+    Returns:
+        What puts the model into training mode: its classifiers alone, so that statistics of norms stay, too.
+    """
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    model.requires_grad_(False)
+    for head in heads:
+        head.requires_grad_(True)
+
+    def to_train(model: nn.Module) -> None:
+        model.eval()
+        for head in heads:
+            head.train()
+
+    return to_train
+
+
+def save_model(
+    model: nn.Module, folder: Path, label_names: Sequence[str] | None, model_args: dict[str, Any], note: str
+) -> None:
+    """Write a model in timm's Hub layout, `config.json` and `model.safetensors`; `local-dir:FOLDER` loads it.
+
+    Args:
+        model: A trained model, whose `pretrained_cfg` says how it takes images.
+        folder: Where to; each file appears whole.
+        label_names: Of the classes.
+        model_args: Arguments that the model was made with; its scan is added.
+        note: Where the weights are from.
+    """
+    model_args = {'in_chans': model.pretrained_cfg['input_size'][0], **model_args}
+    if hasattr(model, 'scan'):
+        model_args['scan'] = model.scan
+    if takes_argument(model, 'img_size'):
+        model_args['img_size'] = model.pretrained_cfg['input_size'][-1]
+    model.pretrained_cfg['notes'] = (note,)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.model-') as partial:
+        save_for_hf(
+            model,
+            partial,
+            model_config={'label_names': list(label_names)} if label_names else None,
+            model_args=model_args,
+            safe_serialization=True,
+        )
+        for file in ('model.safetensors', 'config.json'):
+            os.replace(Path(partial) / file, folder / file)
