@@ -106,7 +106,8 @@ class Dense(nn.Module):
         """Upstream's names to ours."""
         neck = {name: x for name, x in state_dict.items() if name.startswith('fpn')}
         own = {name: x for name, x in state_dict.items() if name not in neck}
-        own = {f'dense.{name}': x for name, x in dense_state_dict(own, self.dense).items()}
+        own = dense_state_dict(own, self.dense)
+        own = {f'dense.{name}': x for name, x in own.items() if name.removeprefix('model.') not in self.dense.removed}
         return {**own, **{f'neck.{name}': x for name, x in neck.items()}}
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -185,7 +186,7 @@ def _plainmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
 
 def _plainmamba_dense(model: nn.Module, meta: dict) -> Dense:
     if 'deform_num_heads' in meta['kwargs']:
-        return Dense(PlainMambaAdapter(model, meta['kwargs']['deform_num_heads']))
+        return Dense(DenseModel(PlainMambaAdapter(model, meta['kwargs']['deform_num_heads']), range(4)))
     return Dense(DenseModel(model, meta['kwargs']['out_indices'], out_norm=True))
 
 

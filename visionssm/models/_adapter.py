@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ._base import rename
 from .plainmamba import PlainMamba
+from .plainmamba import checkpoint_filter_fn as plainmamba_filter_fn
 
 Sizes = list[tuple[int, int]]
 
@@ -166,37 +167,17 @@ class SpatialPrior(nn.Module):
         return [proj(y) for proj, y in zip(self.projs, maps, strict=True)]
 
 
-# convolution, BatchNorm, ReLU: three entries of one nn.Sequential each time
-_PARTS = ('conv', 'bn')
-_ADDED = re.compile(r'level_embed$|(spm|interactions|up|ad_norm\d)\.')
-_RENAMES = (
-    (r'^spm\.stem\.(\d+)\.', lambda m: f'prior.stem.{int(m[1]) // 3}.{_PARTS[int(m[1]) % 3]}.'),
-    (r'^spm\.conv(\d)\.(\d)\.', lambda m: f'prior.convs.{int(m[1]) - 2}.{_PARTS[int(m[2])]}.'),
-    (r'^spm\.fc(\d)\.', lambda m: f'prior.projs.{int(m[1]) - 1}.'),
-    (r'^ad_norm(\d)\.', lambda m: f'norms.{int(m[1]) - 1}.'),
-    (r'\.extractor\.', '.extractors.0.'),
-    (r'\.extra_extractors\.(\d+)\.', lambda m: f'.extractors.{int(m[1]) + 1}.'),
-    (r'\.ffn\.dwconv\.dwconv\.', '.conv.'),
-    (r'\.ffn\.(fc\d)\.', r'.\1.'),
-)
-
-
 class PlainMambaAdapter(nn.Module):
     """PlainMamba with a convolutional pyramid beside it; they exchange what they know between groups of blocks.
 
     Args:
-        model: The model; its final norm and head go.
+        model: The model.
         num_heads: Heads of the deformable attention; they divide the channels. Upstream: 6 (L1, L2), 8 (L3).
         groups: Groups that the blocks are cut into, as many in each.
         points: Points that a head reads per map.
         conv_width: Channels of the pyramid's first convolutions.
         ffn_ratio: Hidden channels of the extractors' feed-forward over the model's channels.
         drop_path_rate: Stochastic depth of that feed-forward, per sample.
-
-    Attributes:
-        cut: Names of the weights that were cut off the model.
-        channels: Channels of the maps.
-        reductions: Pixels per element of the maps, along a side.
 
     Raises:
         TypeError: If `model` is no PlainMamba.
@@ -219,11 +200,12 @@ class PlainMambaAdapter(nn.Module):
         if groups < 1 or len(model.blocks) % groups:
             raise ValueError(f'groups is {groups!r}; allowed are divisors of the {len(model.blocks)} blocks')
         dim = model.embed_dim
-        before = set(model.state_dict())
-        model.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         self.model = model
-        self.cut = before - set(model.state_dict())
-        self.channels, self.reductions = [dim] * 4, [4, 8, 16, 32]
+        self.pretrained_cfg = model.pretrained_cfg
+        self.feature_info = [
+            {'num_chs': dim, 'reduction': reduction, 'module': f'norms.{i}'}
+            for i, reduction in enumerate([4, 8, 16, 32])
+        ]
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
         self.prior = SpatialPrior(model.in_chans, conv_width, dim)
         self.interactions = nn.ModuleList(
@@ -257,9 +239,31 @@ class PlainMambaAdapter(nn.Module):
         maps = [y + F.interpolate(x, y.shape[-2:], mode='bilinear', align_corners=False) for y in maps]
         return tuple(norm(y) for norm, y in zip(self.norms, maps, strict=True))
 
-    def added_name(self, name: str) -> str | None:
-        """Our name of what upstream adds to the model under `name`; None if it is the model's own."""
-        return next(iter(rename({name: None}, _RENAMES))) if _ADDED.match(name) else None
+    def forward_intermediates(
+        self, x: Tensor, indices: list[int], output_fmt: str = 'NCHW', intermediates_only: bool = True
+    ) -> list[Tensor]:
+        """Some of the maps; arguments as of the models."""
+        maps = self(x)
+        return [maps[i].permute(0, 2, 3, 1) if output_fmt == 'NHWC' else maps[i] for i in indices]
+
+    def prune_intermediate_layers(self, indices: list[int], prune_norm: bool, prune_head: bool) -> None:
+        """Remove norm and head; every map needs all blocks."""
+        self.model.prune_intermediate_layers(1, prune_norm, prune_head)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.model.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns of parameter groups, for layer-wise learning rates: what is added counts as the last."""
+        return {
+            'stem': r'^model\.(pos_embed|patch_embed)',
+            'blocks': [(r'^model\.blocks\.(\d+)', None), (r'^(?!model)', (99999,))],
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """What the model exempts."""
+        return {f'model.{name}' for name in self.model.no_weight_decay()}
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -277,3 +281,27 @@ def grid_places(size: tuple[int, int], like: Tensor) -> Tensor:
     """The middles of a grid's cells as x and y, (H W, 2) in 0..1."""
     y, x = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n for n in size)
     return torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], -1).flatten(0, 1)
+
+
+# what the adapter adds to the model, upstream and here
+_ADDED = re.compile(r'(level_embed$|(spm|interactions|up|ad_norm\d)\.)')
+# convolution, BatchNorm, ReLU: three entries of one nn.Sequential each time
+_PARTS = ('conv', 'bn')
+_RENAMES = (
+    (r'^spm\.stem\.(\d+)\.', lambda m: f'prior.stem.{int(m[1]) // 3}.{_PARTS[int(m[1]) % 3]}.'),
+    (r'^spm\.conv(\d)\.(\d)\.', lambda m: f'prior.convs.{int(m[1]) - 2}.{_PARTS[int(m[2])]}.'),
+    (r'^spm\.fc(\d)\.', lambda m: f'prior.projs.{int(m[1]) - 1}.'),
+    (r'^ad_norm(\d)\.', lambda m: f'norms.{int(m[1]) - 1}.'),
+    (r'\.extractor\.', '.extractors.0.'),
+    (r'\.extra_extractors\.(\d+)\.', lambda m: f'.extractors.{int(m[1]) + 1}.'),
+    (r'\.ffn\.dwconv\.dwconv\.', '.conv.'),
+    (r'\.ffn\.(fc\d)\.', r'.\1.'),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PlainMambaAdapter) -> dict[str, Tensor]:
+    """Upstream names to ours, one tensor for one; the classifier is left out."""
+    added = {name: x for name, x in state_dict.items() if _ADDED.match(name)}
+    own = plainmamba_filter_fn({name: x for name, x in state_dict.items() if name not in added}, model.model)
+    own = {f'model.{name}': x for name, x in own.items() if not name.startswith('head.')}
+    return {**own, **rename(added, _RENAMES)}

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._adapter import PlainMambaAdapter
-from ._checkpoint import check_fit
 from ._timm import take_indices
 
 
@@ -22,7 +20,7 @@ class DenseModel(nn.Module):
         out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
 
     Attributes:
-        cut: Names of the weights that were cut off the model.
+        removed: Names of the weights that were cut off the model.
         out_indices: As resolved.
         channels: Channels of the maps.
         reductions: Pixels per element of the maps, along a side.
@@ -43,11 +41,11 @@ class DenseModel(nn.Module):
         if not taken or taken != sorted(set(taken)):
             raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones')
         levels = [model.feature_info[i] for i in taken]
-        eps = getattr(model.norm, 'eps', 1e-5)
+        eps = getattr(getattr(model, 'norm', None), 'eps', 1e-5)
         before = set(model.state_dict())
         model.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
         self.model = model
-        self.cut = before - set(model.state_dict())
+        self.removed = before - set(model.state_dict())
         self.out_indices = tuple(taken)
         self.channels = [out_channels or level['num_chs'] for level in levels]
         self.reductions = [level['reduction'] for level in levels]
@@ -71,62 +69,37 @@ class DenseModel(nn.Module):
             out.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(out)
 
-    def added_name(self, name: str) -> str | None:
-        """Our name of what upstream adds to the model under `name`; None if it is the model's own."""
-        if self.out_norm and name.startswith('ln1.'):  # PlainMamba's final norm is that of its last map
-            return f'outnorm{self.out_indices[-1]}.{name[4:]}'
-        match = re.match(r'(?:outnorm|norm_layer)(\d+)\.(\w+)$', name)  # VMamba, MSVMamba; PlainMamba
-        if match:
-            return f'outnorm{match[1]}.{match[2]}'
-        match = re.match(r'out(norm|_map)_(\d+)\.(\w+)$', name)  # LBVim counts the maps wanted
-        if match and int(match[2]) < len(self.out_indices):
-            kind = 'outnorm' if match[1] == 'norm' else 'outproj'
-            return f'{kind}{self.out_indices[int(match[2])]}.{match[3]}'
-        return None
 
-
-def dense_state_dict(state_dict: dict[str, Tensor], dense: DenseModel | PlainMambaAdapter) -> dict[str, Tensor]:
-    """Weights of an upstream classifier, detector or segmenter, or of `dense` itself, under the names of `dense`.
-
-    What was cut off the model, and its classifier, are left out.
+def dense_state_dict(state_dict: dict[str, Tensor], dense: DenseModel) -> dict[str, Tensor]:
+    """Weights under the names of `dense`, one tensor for one; what was cut off the model keeps its place.
 
     Args:
-        state_dict: The weights; if there are names under `backbone.`, only those are taken.
+        state_dict: Of an upstream classifier or of the backbone of an upstream detector or segmenter (without
+            `backbone.`), or of `dense` itself.
         dense: What they are for.
     """
-    inside = {name.removeprefix('backbone.'): x for name, x in state_dict.items() if name.startswith('backbone.')}
-    state_dict = inside or state_dict
     if any(name.startswith('model.') for name in state_dict):
         return state_dict
-    model, added, own = dense.model, {}, {}
+    model, own, norms = dense.model, {}, {}
     for name, x in state_dict.items():
-        ours = dense.added_name(name)
+        ours = _out_norm(name, dense)
         if ours is None:
             own[name] = x
         else:
-            added[ours] = x
+            norms[ours] = x
     own = sys.modules[type(model).__module__].checkpoint_filter_fn(own, model)
-    heads = model.pretrained_cfg['classifier']
-    heads = tuple(f'{head}.' for head in ((heads,) if isinstance(heads, str) else heads))
-    own = {f'model.{name}': x for name, x in own.items() if name not in dense.cut and not name.startswith(heads)}
-    return {**own, **added}
+    return {**{f'model.{name}': x for name, x in own.items()}, **norms}
 
 
-def load_dense(dense: DenseModel | PlainMambaAdapter, state_dict: dict[str, Tensor]) -> list[str]:
-    """Load the weights of an upstream classifier, detector or segmenter, or of `dense` itself.
-
-    Args:
-        dense: What to load into.
-        state_dict: As of `dense_state_dict`.
-
-    Returns:
-        What `dense` adds to its model and the weights do not have, as a classifier's; it keeps its values.
-
-    Raises:
-        ValueError: If the model's own weights do not fit, or there are unexpected ones.
-    """
-    state_dict = dense_state_dict(state_dict, dense)
-    missing = [name for name in dense.state_dict() if name not in state_dict and not name.startswith('model.')]
-    check_fit(state_dict, dense, missing)
-    dense.load_state_dict(state_dict, strict=False)
-    return missing
+def _out_norm(name: str, dense: DenseModel) -> str | None:
+    """Our name of an upstream output norm or projection; None for all else."""
+    if dense.out_norm and name.startswith('ln1.'):  # PlainMamba's final norm is that of its last map
+        return f'outnorm{dense.out_indices[-1]}.{name[4:]}'
+    match = re.fullmatch(r'(?:outnorm|norm_layer)(\d+)\.(\w+)', name)  # VMamba, MSVMamba; PlainMamba
+    if match:
+        return f'outnorm{match[1]}.{match[2]}'
+    match = re.fullmatch(r'out(norm|_map)_(\d+)\.(\w+)', name)  # LBVim counts the maps wanted
+    if match and int(match[2]) < len(dense.out_indices):
+        kind = 'outnorm' if match[1] == 'norm' else 'outproj'
+        return f'{kind}{dense.out_indices[int(match[2])]}.{match[3]}'
+    return None
