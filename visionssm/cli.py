@@ -86,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('model', metavar='MODEL')
     command.set_defaults(run=_info)
 
+    command = commands.add_parser('weights', help='published weights: where, licence, size, whether they are here')
+    command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, or a part of the name')
+    action = command.add_mutually_exclusive_group()
+    action.add_argument('--download', action='store_true', help='fetch and verify what matches')
+    action.add_argument('--verify', action='store_true', help='compare what is cached with its SHA-256')
+    action.add_argument('--prune', action='store_true', help='remove what matches from the cache')
+    action.add_argument('--json', action='store_true', help='print JSON')
+    command.set_defaults(run=_weights)
+
     command = commands.add_parser('env', help='versions, devices, and which scan backend serves which')
     command.set_defaults(run=_env)
 
@@ -216,6 +225,46 @@ def _info(args: argparse.Namespace) -> int:
     from ._catalog import describe
 
     _pairs(describe(args.model))
+    return 0
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from . import _weights as weights
+
+    found = weights.find_weights(args.pattern)
+    if (args.download or args.prune) and not args.pattern:
+        raise ValueError(f"give a PATTERN; '*' is all {len(found)} files")
+    if args.download or args.verify:
+        results = list((weights.download if args.download else weights.verify_cached)(found))
+        for entry, result in results:
+            print(f'{entry.name}: {result if isinstance(result, str) else f"verified, {result}"}')
+        if not results:
+            print('nothing of it is cached')
+        return 1 if any(isinstance(result, str) for _, result in results) else 0
+    if args.prune:
+        total = 0
+        for path, size in weights.prune(found):
+            print(f'removed {path}')
+            total += size
+        print(f'{total / 1e6:.1f} MB are free again')
+        return 0
+    entries = [entry.describe() for entry in found]
+    if args.json:
+        print(json.dumps(entries, indent=2))
+        return 0
+    lines = [
+        [
+            entry['name'],
+            entry['task'],
+            entry['license'],
+            '' if entry['size'] is None else f'{entry["size"] / 1e6:.1f}',
+            entry['state'],
+            entry['where'],
+        ]
+        for entry in entries
+    ]
+    _table(['weights', 'task', 'licence', 'MB', 'here', 'where'], lines)
+    print('\nhere: verified, used before with the SHA-256 that it should have; cached, never used; by hand, see where.')
     return 0
 
 

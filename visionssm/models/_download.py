@@ -190,8 +190,12 @@ def weights_file(folder: str | Path) -> Path:
 
 
 def partial_downloads(source: Source, cache_dir: str | Path | None = None) -> list[Path]:
-    """What killed downloads of a URL left behind (the Hub's cache cleans up after itself)."""
-    if source.hf_hub_id or not source.url:
+    """What killed downloads of `source` left behind; a download that goes on at this moment is among them."""
+    if source.hf_hub_id:
+        repo, _ = _split(source.hf_hub_id)
+        folder = Path(cache_dir or constants.HF_HUB_CACHE) / f'models--{repo.replace("/", "--")}' / 'blobs'
+        return sorted(folder.glob('*.incomplete'))
+    if not source.url:
         return []
     path = _url_path(source.url, cache_dir)
     return sorted(path.parent.glob(f'{path.name}.*.partial'))
