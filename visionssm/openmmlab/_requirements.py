@@ -1,0 +1,36 @@
+"""What must be installed, and in which versions, said in one line each before anything fails in a longer way."""
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+_INSTALL = 'pip install "visionssm[openmmlab]"'
+
+
+def check_requirements() -> None:
+    """Look at what is installed; nothing of it is imported.
+
+    Raises:
+        ImportError: If mmengine or mmcv is missing, or versions do not go together; the message has the fix.
+    """
+    for module in ('mmengine', 'mmcv'):
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f'visionssm.openmmlab needs {module}: {_INSTALL}')
+    if _version('mmengine') is not None and importlib.util.find_spec('pkg_resources') is None:
+        raise ImportError("mmengine 0.10 needs pkg_resources, which setuptools 81 removed: pip install 'setuptools<81'")
+    mmcv = next(filter(None, map(_version, ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'))), None)
+    for package in ('mmdet', 'mmsegmentation'):
+        found = _version(package)
+        if found is not None and mmcv is not None and not (2, 0) <= _numbers(mmcv) < (2, 2):
+            raise ImportError(f'{package} {found} takes mmcv from 2.0 to 2.1, not {mmcv}: pip install mmcv-lite==2.1.0')
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    major, minor = text.split('.')[:2]
+    return int(major), int(minor)

@@ -1,0 +1,83 @@
+"""Parameter groups by layer for mmengine's optimisers, for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from timm.models import group_parameters
+from torch import nn
+
+from ._registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .backbone import Backbone
+
+# beside all tensors of one axis: norms, biases, scales
+_NO_DECAY = ('A_log', 'D', 'dt_proj_bias', 'pos_embed', 'cls_token')
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayConstructor:
+    """Optimisers whose learning rate falls from the head to the stem, and that do not decay what should not be.
+
+    In a config: `optim_wrapper = dict(constructor='visionssm.LayerDecayConstructor',
+    paramwise_cfg=dict(decay_rate=0.9), optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))`.
+
+    The last block learns at `decay_rate` times the rate, the one before at its square and so on to the stem; layers
+    are those of the model's `group_matcher`. Whatever is not in the model learns at the full rate. Nothing of one axis
+    (norms, biases, scales) is decayed, nor `A_log`, `D`, step biases, position embeddings, the class token and what
+    the model's `no_weight_decay` names.
+
+    Args:
+        optim_wrapper_cfg: Configuration of the wrapper, with `optimizer`.
+        paramwise_cfg: `decay_rate` in (0, 1], 1 (all layers alike) by default.
+
+    Raises:
+        ValueError: If `paramwise_cfg` has another entry, or `decay_rate` is out of range.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        paramwise_cfg = paramwise_cfg or {}
+        unknown = sorted(paramwise_cfg.keys() - {'decay_rate'})
+        if unknown:
+            raise ValueError(f'paramwise_cfg has {", ".join(unknown)}; allowed is decay_rate')
+        self.decay_rate = paramwise_cfg.get('decay_rate', 1.0)
+        if not 0 < self.decay_rate <= 1:
+            raise ValueError(f'decay_rate is {self.decay_rate!r}; allowed is more than 0, up to 1')
+        self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
+        self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
+
+    def __call__(self, model: nn.Module) -> Any:
+        """The optimiser wrapper for `model`, wrapped in distributed data parallelism or not."""
+        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, 'params': self.groups(getattr(model, 'module', model))})
+        return OPTIM_WRAPPERS.build({'type': 'OptimWrapper', **self.optim_wrapper_cfg, 'optimizer': optimizer})
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameters that are trained, in groups of one learning rate and weight decay.
+
+        Raises:
+            ValueError: If there is no `Backbone` in `model`.
+        """
+        scales, exempt = {}, set()
+        backbones = {name: module for name, module in model.named_modules() if isinstance(module, Backbone)}
+        if not backbones:
+            raise ValueError(f"{type(model).__name__} has no visionssm.Backbone; use mmengine's own constructor")
+        for path, backbone in backbones.items():
+            start = f'{path}.model.' if path else 'model.'
+            layers = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
+            top = max(layers.values()) + 1
+            scales |= {f'{start}{name}': self.decay_rate ** (top - layer) for name, layer in layers.items()}
+            exempt |= {f'{start}{name}' for name in backbone.model.no_weight_decay()}
+        lr, weight_decay = self.optimizer_cfg['lr'], self.optimizer_cfg.get('weight_decay', 0.0)
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            scale = scales.get(name, 1.0)
+            bare = parameter.ndim <= 1 or name in exempt or name.rpartition('.')[2] in _NO_DECAY
+            group = groups.setdefault(
+                (scale, bare),
+                {'params': [], 'names': [], 'lr': lr * scale, 'weight_decay': 0.0 if bare else weight_decay},
+            )
+            group['params'].append(parameter)
+            group['names'].append(name)
+        return list(groups.values())
