@@ -1,0 +1,149 @@
+"""Model cards: up to date, valid for the Hub, with examples that run and pictures that hold together."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from timm.models import get_pretrained_cfg
+
+import visionssm  # noqa: F401  registers the models
+from visionssm._cards import family_files, folder_card
+from visionssm._catalog import model_names
+from visionssm._diagrams import Path as Walk
+from visionssm._diagrams import draw_blocks, draw_paths
+from visionssm._families import FAMILIES, family_of
+
+ROOT = Path(__file__).resolve().parents[2]
+CARDS = ROOT / 'model_cards'
+HUB_LICENSES = {'apache-2.0', 'mit', 'unknown', 'other'}
+
+
+def page(key):
+    return (CARDS / f'{key}.md').read_text()
+
+
+def test_cards_are_up_to_date(capsys):
+    spec = importlib.util.spec_from_file_location('make_cards', ROOT / 'tools' / 'make_cards.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.main(['--check']) == 0, capsys.readouterr().out
+
+
+def test_every_model_is_in_its_page():
+    for name in model_names():
+        assert f'`{name}`' in page(family_of(name))
+    assert family_of('resnet50') is None
+
+
+@pytest.mark.parametrize('key', FAMILIES)
+def test_page(key):
+    family, text = FAMILIES[key], page(key)
+    data = ModelCard(text).data
+    assert data.library_name == 'timm' and data.pipeline_tag == 'image-classification'
+    assert data.license in HUB_LICENSES and (data.license == 'other') == bool(data.license_name)
+    assert data.eval_results is None  # the accuracies are the authors', of many models
+    names = model_names(family.pattern)
+    assert names and family.models[0] in names
+    for name in names:
+        papers = get_pretrained_cfg(name).paper_ids
+        assert not papers or f'arXiv:{family.paper[1]}' in papers
+    for target in re.findall(r'\]\(((?!https?:)[^)]+)\)', text):
+        assert (CARDS / target).is_file(), target
+    assert re.search(r'@\w+\{\w+,', text) and f'https://arxiv.org/abs/{family.paper[1]}' in text
+    # each stands beside the authors' figure, in a column of its own
+    assert '| top-1 reported by the authors | top-1 reproduced here |' in text
+
+
+@pytest.mark.parametrize('key', FAMILIES)
+def test_examples_run(key, monkeypatch, tmp_path):
+    """With the tiny model of the family, and without its weights."""
+    name, stand_in = FAMILIES[key].models
+    real = timm.create_model
+
+    def create_model(asked, pretrained=False, pretrained_cfg_overlay=None, **kwargs):
+        assert asked == name
+        assert pretrained or 'scan' in kwargs
+        return real(stand_in, **kwargs)
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (120, 100)).save('photo.jpg')
+    examples = re.findall(r'```python\n(.*?)```', page(key), re.S)
+    assert len(examples) == (4 if FAMILIES[key].scans else 3)
+    for code in examples:
+        assert 'import visionssm' in code
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code.replace('224, 224', '96, 96'), f'{key}.md', 'exec'), {})
+
+
+def test_shapes_in_the_examples():
+    for name in ('vim_tiny_patch16_224', 'vmamba_tiny_s1l8'):
+        with torch.device('meta'):
+            features = timm.create_model(name, features_only=True)
+            maps = features(torch.randn(1, 3, 224, 224))
+        said = re.findall(r'^# (\(1, \d+, \d+, \d+\))', page(family_of(name)), re.M)
+        assert said == [str(tuple(x.shape)) for x in maps]
+
+
+def test_reproduced_is_measured_and_complete(tmp_path):
+    result = {'model': 'mambaout_kobe.in1k', 'top1': 79.96, 'images': 50000, 'num_classes': 1000}
+    result |= {'dtype': 'float32', 'date': '2026-11-21'}
+    (tmp_path / 'validation').mkdir()
+    (tmp_path / 'validation' / 'a.json').write_text(json.dumps(result))
+    partial = {**result, 'model': 'mambaout_tiny.in1k', 'images': 100}
+    (tmp_path / 'validation' / 'b.json').write_text(json.dumps(partial))
+    report = {'machine': {'cpu': 'some'}, 'results': [{'model': 'mambaout_kobe@224', 'images_per_second': 12.34}]}
+    (tmp_path / 'models.json').write_text(json.dumps(report))
+    text = family_files('mambaout', tmp_path)['mambaout.md']
+    assert '| 80.0 | 79.96 (float32, 2026-11-21) |' in text
+    assert '| 82.7 |  |' in text
+    assert '| `mambaout_kobe` | 224 | 12.3 | cpu some | `results/models.json` |' in text
+
+
+@pytest.mark.parametrize('key', FAMILIES)
+def test_pictures(key):
+    for file in CARDS.glob(f'img/{key}_*.svg'):
+        assert file.stat().st_size < 60_000
+        root = ElementTree.parse(file).getroot()
+        width, height = float(root.get('width')), float(root.get('height'))
+        boxes = []
+        for rect in root.iter('{http://www.w3.org/2000/svg}rect'):
+            x, y, w, h = (float(rect.get(name, 0)) for name in ('x', 'y', 'width', 'height'))
+            assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+            if h < 40:
+                boxes.append((x, y, x + w, y + h))
+        for i, (x0, y0, x1, y1) in enumerate(boxes):  # no box on another
+            assert not any(a < x1 and x0 < c and b < y1 and y0 < d for a, b, c, d in boxes[i + 1 :])
+
+
+def test_walks_are_those_of_the_orders():
+    text = draw_paths({'cross': Walk('cross', 1, 4), 'windows': Walk('raster', 0, 4, window=8)})
+    assert text.count('stroke-linecap') + text.count('opacity="0.45"') == 15 + 2 * 7
+    assert text == draw_paths({'cross': Walk('cross', 1, 4), 'windows': Walk('raster', 0, 4, window=8)})
+
+
+def test_branches_join():
+    text = draw_blocks({'Block': [('+', [], ['LayerNorm']), ('concat', ['SiLU'], ['GELU'], ['scan'])]})
+    assert text.count('<circle') == 1 and '>concat<' in text
+    assert [text.count(f'>{name}<') for name in ('LayerNorm', 'SiLU', 'GELU', 'scan')] == [1] * 4
+
+
+def test_card_of_a_folder_of_an_unknown_family():
+    config = {
+        'architecture': 'test_resnet',
+        'num_classes': 7,
+        'pretrained_cfg': {'input_size': [3, 64, 64], 'notes': ['of mine']},
+    }
+    text = folder_card(config)
+    data = ModelCard(text).data
+    assert data.license == 'unknown' and data.eval_results is None and data.datasets is None
+    assert '- of mine' in text and '## Citation' not in text
