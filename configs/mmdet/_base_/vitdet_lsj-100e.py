@@ -69,7 +69,7 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='visionssm.LayerDecayConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
-    paramwise_cfg=dict(decay_rate=0.7),
+    paramwise_cfg=dict(layer_decay=0.7),
 )
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
 log_processor = dict(by_epoch=False)

@@ -16,4 +16,4 @@ model = dict(
     ),
     neck=dict(in_channels=384),
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.837))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=0.837))

@@ -7,7 +7,6 @@ model = dict(
         out_indices=(23,),
         out_norm=True,
         img_size=1024,
-        dynamic_img_size=True,
         features='mixer',
         drop_path_rate=0.1,
     )

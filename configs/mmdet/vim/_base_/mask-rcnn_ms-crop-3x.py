@@ -8,7 +8,6 @@ model = dict(
         type='visionssm.Backbone',
         out_indices=(23,),
         img_size=1024,
-        dynamic_img_size=True,
         class_token=False,
         rotary=True,
         drop_path_rate=0.1,

@@ -14,7 +14,6 @@ model = dict(
         out_indices=(5, 11, 17, 23),
         out_norm=True,
         img_size=512,
-        dynamic_img_size=True,
         features='mixer',
         norm_layer='layernorm',
         drop_path_rate=0.1,

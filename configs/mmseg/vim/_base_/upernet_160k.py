@@ -11,7 +11,6 @@ model = dict(
         type='visionssm.Backbone',
         out_indices=(5, 11, 17, 23),
         img_size=512,
-        dynamic_img_size=True,
         class_token=False,
         features='mixer',
         drop_path_rate=0.1,
