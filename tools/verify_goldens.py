@@ -297,6 +297,14 @@ FAMILIES = (
 )
 
 
+# fixtures of single operations, by the test that runs them
+OPERATIONS = {
+    'lbm_scan_cases': 'tests/ops/test_local_window.py',
+    'mmcv_ops': 'tests/openmmlab/test_mmcv_ext.py',
+    'vim_pos_embed_interp': 'tests/models/test_dense.py',
+}
+
+
 def find_family(name: str, meta: dict) -> tuple[Family, re.Match] | None:
     """The family that can run a fixture, with its match; None if there is none."""
     for family in FAMILIES:
@@ -331,6 +339,8 @@ def verify(name: str, folder: Path = GOLDENS, inputs: list[int] | None = None) -
     meta, arrays = golden.load(name, folder)
     found = find_family(name, meta)
     if found is None:
+        if name in OPERATIONS:
+            raise KeyError(f'{name}: an operation; pytest {OPERATIONS[name]} compares it')
         raise KeyError(f'{name}: no family here runs {meta.get("constructor", "this fixture")!r}')
     family, match = found
     model_name, kwargs = family.model(meta, match)

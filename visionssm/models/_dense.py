@@ -37,9 +37,9 @@ class DenseModel(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        taken, _ = take_indices(len(model.feature_info), out_indices)
+        taken = take_indices(len(model.feature_info), out_indices)[0] if out_indices else []
         if not taken or taken != sorted(set(taken)):
-            raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones')
+            raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones, at least one')
         levels = [model.feature_info[i] for i in taken]
         eps = getattr(getattr(model, 'norm', None), 'eps', 1e-5)
         before = set(model.state_dict())
