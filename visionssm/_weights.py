@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,9 +138,13 @@ def prune(found: list[Weights]) -> Iterator[tuple[Path, int]]:
 
 
 def _unused_blob(path: Path) -> list[Path]:
+    """What a link in the Hub's cache leads to, if nothing else there leads to it; not the store behind that."""
     if not path.is_symlink():
         return []
-    blob = (path.parent / path.readlink()).resolve(strict=False)
     snapshots = next(parent for parent in path.parents if parent.name == 'snapshots')
-    users = [other for other in snapshots.rglob('*') if other.is_symlink() and other.resolve() == blob]
-    return [blob] if users == [path] else []
+    users = [other for other in snapshots.rglob('*') if other.is_symlink() and _blob(other) == _blob(path)]
+    return [_blob(path)] if users == [path] else []
+
+
+def _blob(path: Path) -> Path:
+    return Path(os.path.abspath(path.parent / path.readlink()))

@@ -235,12 +235,13 @@ def _weights(args: argparse.Namespace) -> int:
     if (args.download or args.prune) and not args.pattern:
         raise ValueError(f"give a PATTERN; '*' is all {len(found)} files")
     if args.download or args.verify:
-        results = list((weights.download if args.download else weights.verify_cached)(found))
-        for entry, result in results:
-            print(f'{entry.name}: {result if isinstance(result, str) else f"verified, {result}"}')
-        if not results:
+        failed = None
+        for entry, result in (weights.download if args.download else weights.verify_cached)(found):
+            failed = bool(failed) or isinstance(result, str)
+            _say(f'{entry.name}: {result if isinstance(result, str) else f"verified, {result}"}')
+        if failed is None:
             print('nothing of it is cached')
-        return 1 if any(isinstance(result, str) for _, result in results) else 0
+        return 1 if failed else 0
     if args.prune:
         total = 0
         for path, size in weights.prune(found):

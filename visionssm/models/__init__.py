@@ -1,4 +1,4 @@
-"""Every model family; importing registers them with timm."""
+"""Every model family; importing registers them with timm. And what reads weights: `load_checkpoint`."""
 
 from . import a2mamba as a2mamba
 from . import groupmamba as groupmamba
@@ -7,3 +7,5 @@ from . import msvmamba as msvmamba
 from . import plainmamba as plainmamba
 from . import vim as vim
 from . import vmamba as vmamba
+from ._checkpoint import load_checkpoint as load_checkpoint
+from ._download import WeightsError as WeightsError

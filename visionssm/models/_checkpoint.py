@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -23,6 +24,8 @@ _logger = logging.getLogger(__name__)
 # where training scripts keep the weights; 'model' comes first: it is what upstream evaluates (Vim), or holds the
 # averaged weights already (VMamba)
 CONTAINERS = ('model', 'state_dict', 'model_ema', 'state_dict_ema', 'net')
+# upstream's names of what detectors and segmenters put behind a backbone, on each map
+_OUTPUTS = re.compile(r'backbone\.(?:outnorm_?|out_map_|norm_layer)\d+')
 _PREFIXES = ('module.', '_orig_mod.')  # left by DistributedDataParallel and torch.compile
 
 
@@ -131,17 +134,20 @@ def unwrap(content: Any, source: str = 'the checkpoint', container: str | None =
 
 
 def backbone_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the backbone and the classifier; what else a detector or segmenter of OpenMMLab has is left out.
+    """What a model of ours has a place for in the weights of a whole detector or segmenter of OpenMMLab.
 
-    Names keep their prefix `backbone.`. Other state dicts are given back as they are.
+    That is what is under `backbone.`, prefix kept, without the norms and projections of the maps that it gives. Other
+    state dicts, a backbone alone among them, are given back as they are.
     """
-    if not any(name.startswith('backbone.') for name in state_dict):
+    inside = {name: x for name, x in state_dict.items() if name.startswith(('backbone.', 'head.'))}
+    others = {name.partition('.')[0] for name in state_dict if name not in inside}
+    if not others or not any(name.startswith('backbone.') for name in inside):
         return state_dict
-    kept = {name: x for name, x in state_dict.items() if name.startswith(('backbone.', 'head.'))}
-    if len(kept) < len(state_dict):
-        others = {name.partition('.')[0] for name in state_dict} - {'backbone', 'head'}
-        _logger.info('left out, as it is not of the backbone: %s', _some(sorted(others)))
-    return kept
+    _logger.info('left out, as it is not of the backbone: %s', _some(sorted(others)))
+    outputs = sorted({match[0] for name in inside if (match := _OUTPUTS.match(name))})
+    if outputs:
+        _logger.warning('left out, so maps come without: %s', _some(outputs))
+    return {name: x for name, x in inside.items() if not _OUTPUTS.match(name)}
 
 
 def same_layout(one: Iterable[int], other: Iterable[int]) -> bool:

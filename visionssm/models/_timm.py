@@ -89,7 +89,8 @@ def build(
     features_only = kwargs.get('features_only', False)
 
     def checked_filter(_: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        state_dict = filter_fn(backbone_weights(weights), model)
+        own = backbone_weights(weights)
+        state_dict = filter_fn(own, model)
         optional = {}
         if features_only or model.num_classes != pretrained_cfg.num_classes:
             heads = pretrained_cfg.classifier  # timm leaves these out
@@ -97,6 +98,8 @@ def build(
                 optional[f'{head}.'] = f'the classifier, new for {model.num_classes} classes'
         if features_only:
             optional['norm.'] = 'not read unless norm=True'
+        elif own is not weights and model.num_classes == 0:
+            optional['norm.'] = 'detectors and segmenters have none; stays as it starts'
         if model.in_chans != pretrained_cfg.input_size[0]:
             optional[f'{pretrained_cfg.first_conv}.weight'] = f'adapted to {model.in_chans} channels'  # by timm
         check_fit(state_dict, model, optional)
