@@ -11,7 +11,7 @@ def _double(in_chans: int, out_chans: int) -> nn.ConvTranspose2d:
 
 
 class ResamplePyramid(nn.Module):
-    """Four maps of one stride s to strides s / 4, s / 2, s and 2 s, with as many channels.
+    """Four maps of one stride s to strides s / 4, s / 2, s and 2 s (rounded up), with as many channels.
 
     Args:
         in_channels: Channels of every map.
@@ -29,7 +29,7 @@ class ResamplePyramid(nn.Module):
         )
         self.fpn2 = nn.Sequential(_double(in_channels, in_channels))
         self.fpn3 = nn.Identity()
-        self.fpn4 = nn.MaxPool2d(2)
+        self.fpn4 = nn.MaxPool2d(2, ceil_mode=True)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Resample (B, C, H, W) each.
@@ -56,7 +56,7 @@ class SimplePyramid(nn.Module):
         super().__init__()
         half, quarter = in_channels // 2, in_channels // 4
         up = nn.Sequential(_double(in_channels, half), LayerNorm2d(half), nn.GELU(), _double(half, quarter))
-        resamplers = (up, _double(in_channels, half), nn.Identity(), nn.MaxPool2d(2))
+        resamplers = (up, _double(in_channels, half), nn.Identity(), nn.MaxPool2d(2, ceil_mode=True))
         self.levels = nn.ModuleList(
             nn.Sequential(
                 resample,

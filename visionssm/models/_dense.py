@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ._adapter import PlainMambaAdapter
 from ._timm import take_indices
 
 
@@ -56,6 +57,12 @@ class DenseModel(nn.Module):
                 self.add_module(f'outproj{i}', nn.Linear(level['num_chs'], width))
             if out_norm:
                 self.add_module(f'outnorm{i}', nn.LayerNorm(width, eps=eps))
+
+    @property
+    def added(self) -> list[str]:
+        """Names of the weights that a classifier does not have."""
+        own = 'model.model.' if isinstance(self.model, PlainMambaAdapter) else 'model.'
+        return [name for name in self.state_dict() if not name.startswith(own)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, C, H, W) to maps (B, D, H', W'), contiguous."""

@@ -74,9 +74,7 @@ class Backbone(DenseModel, BaseModule):
         model = _create(model_name, {**model_args, **{k: v for k, v in optional.items() if v is not None}})
         if adapter is not None:
             model = PlainMambaAdapter(model, **adapter)
-        whole = set(model.state_dict())
         super().__init__(model, out_indices, out_norm, out_channels)
-        self.removed = whole - set(model.state_dict())
         self.model_name = model_name
         self.init_cfg = _checked_init(init_cfg)
         self.norm_eval = norm_eval
@@ -149,15 +147,16 @@ class Backbone(DenseModel, BaseModule):
         weights = dense_state_dict(of_backbone(read_weights(checkpoint, self.model_name)), self)
         left_out = sorted(self.removed & {name.removeprefix('model.') for name in weights})
         weights = {name: x for name, x in weights.items() if name.removeprefix('model.') not in self.removed}
-        expected = set(self.state_dict())
+        expected = set(self.state_dict()) - set(self.added)
         common = len(expected & set(weights))
         if common < len(expected) / 2:
             raise ValueError(
                 f'{checkpoint} holds weights of another model than {self.model_name} ({common} of {len(expected)} '
                 'names match): give the model that they are of as model_name, or another checkpoint'
             )
-        new = [name for name in expected if name.startswith(('outnorm', 'outproj'))]
-        if any(name in weights for name in new):
+        new = [name for name in self.added if name not in weights]
+        last = f'outnorm{self.out_indices[-1]}.'  # PlainMamba's classifiers have it: their final norm
+        if any(name in weights and not name.startswith(last) for name in self.added):
             new = []
         check_fit(weights, self, dict.fromkeys(new, 'not in a classifier'))
         self.load_state_dict(weights, strict=False)
