@@ -257,7 +257,7 @@ class PlainMambaAdapter(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Patterns of parameter groups, for layer-wise learning rates: what is added counts as the last."""
         return {
-            'stem': r'^model\.(pos_embed|patch_embed)',
+            'stem': r'^model\.(?:pos_embed|patch_embed)',
             'blocks': [(r'^model\.blocks\.(\d+)', None), (r'^(?!model)', (99999,))],
         }
 
