@@ -20,7 +20,7 @@ def digest(model):
     """One number for all weights of a model."""
     total = hashlib.sha256()
     for name, x in sorted(model.state_dict().items()):
-        total.update(name.encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(name.encode() + x.numpy().tobytes())
     return total.hexdigest()
 
 

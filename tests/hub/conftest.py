@@ -232,7 +232,7 @@ def weights():
         torch.save({'model': state, **more}, stream)
         total = hashlib.sha256()
         for name, x in sorted(state.items()):
-            total.update(name.encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
+            total.update(name.encode() + x.numpy().tobytes())
         return stream.getvalue(), total.hexdigest()
 
     return weights
