@@ -13,7 +13,7 @@ class BuildWithConfigs(build_py):
 
     def _copies(self) -> dict[str, str]:
         files = [path for path in Path('configs').rglob('*') if path.suffix in ('.py', '.yaml', '.yml')]
-        files += [*Path('tools').glob('*_mm.py'), Path('model-index.yml')]
+        files += [*Path('tools').glob('*_mm.py'), Path('tools/make_digit_scenes.py'), Path('model-index.yml')]
         target = Path(self.build_lib, 'visionssm', '.mim')
         return {path.as_posix(): (target / path).as_posix() for path in sorted(files)}
 

@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument('--json', action='store_true', help='print JSON')
     command.set_defaults(run=_weights)
 
+    command = commands.add_parser('configs', help='where the recipes and the configs for mmdet and mmseg are')
+    command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, or a part of the name')
+    command.set_defaults(run=_configs)
+
     command = commands.add_parser('env', help='versions, devices, and which scan backend serves which')
     command.set_defaults(run=_env)
 
@@ -133,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_classify)
 
     command = commands.add_parser('train', help='train any model by a recipe, here or under torchrun')
-    command.add_argument('--config', type=Path, metavar='FILE', help='recipe, as in configs/train')
+    command.add_argument('--config', metavar='FILE', help='recipe, or the name of one in configs/train')
     command.add_argument('--model', metavar='NAME', help="instead of the recipe's")
     command.add_argument('--data', metavar='DATA', help="folder with train/ and val/, 'digits', hfds/NAME, wds/NAME")
     command.add_argument('--epochs', type=_positive, metavar='N', help="instead of the recipe's")
@@ -164,12 +168,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from ._configs import find_config
     from .train import describe_fields, load_recipe
 
     if args.list_keys:
         _table(['key', 'default', 'meaning'], describe_fields())
         return 0
-    recipe = load_recipe(args.config, args.set, model=args.model, data=args.data, epochs=args.epochs)
+    config = find_config(args.config) if args.config else None
+    recipe = load_recipe(config, args.set, model=args.model, data=args.data, epochs=args.epochs)
 
     from .train.loop import NonFiniteLossError
     from .train.run import train
@@ -266,6 +272,14 @@ def _weights(args: argparse.Namespace) -> int:
     ]
     _table(['weights', 'task', 'licence', 'MB', 'here', 'where'], lines)
     print('\nhere: verified, used before with the SHA-256 that it should have; cached, never used; by hand, see where.')
+    return 0
+
+
+def _configs(args: argparse.Namespace) -> int:
+    from ._configs import list_configs
+
+    for path in list_configs(args.pattern):
+        print(path)
     return 0
 
 

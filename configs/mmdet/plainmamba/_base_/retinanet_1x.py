@@ -4,7 +4,10 @@ _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './settings.py']
 
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
-model = dict(backbone=dict(_delete_=True, type='visionssm.Backbone'), neck=dict(norm_cfg=_base_.syncbn))
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone'),
+    neck=dict(add_extra_convs='on_output', norm_cfg=_base_.syncbn),
+)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
