@@ -1,4 +1,4 @@
-"""Registries of the scope `visionssm`, below mmengine's root, so that mmdet, mmseg and mmpretrain find what they hold."""
+"""Registries of the scope `visionssm` below mmengine's root: mmdet, mmseg and mmpretrain find what they hold."""
 
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS

@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import RoIAlign, batched_nms, nms, roi_align, sigmoid_focal_loss
+from mmengine.logging import HistoryBuffer
+
+FOLDER = Path(__file__).parent
+CASES = json.loads((FOLDER / 'mmcv_ops.json').read_text())['cases']
+
+
+@pytest.fixture(scope='module')
+def recorded():
+    with np.load(FOLDER / 'mmcv_ops.npz') as file:
+        return {name: torch.from_numpy(x) for name, x in file.items()}
+
+
+def _of(op):
+    return [case for case in CASES if case['op'] == op]
+
+
+@pytest.mark.parametrize('case', _of('roi_align'), ids=lambda case: str(case['index']))
+def test_roi_align_is_compiled_mmcv(recorded, case):
+    feat = recorded['feat'].clone().requires_grad_()
+    y = roi_align(
+        feat,
+        recorded['rois'],
+        tuple(case['output_size']),
+        case['spatial_scale'],
+        case['sampling_ratio'],
+        case['pool_mode'],
+        case['aligned'],
+    )
+    w = np.random.RandomState(case['index'] + 1).standard_normal(y.shape).astype(np.float32)
+    (y * torch.from_numpy(w)).sum().backward()
+    torch.testing.assert_close(y, recorded[f'roi_align_{case["index"]}'], rtol=0, atol=1e-6)
+    torch.testing.assert_close(feat.grad, recorded[f'roi_align_grad_{case["index"]}'], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('case', _of('nms'), ids=lambda case: str(case['index']))
+def test_nms_is_compiled_mmcv(recorded, case):
+    _, kept = nms(recorded['boxes'], recorded['scores'], case['iou_threshold'], case['offset'])
+    assert torch.equal(kept, recorded[f'nms_{case["index"]}'])
+
+
+def test_batched_nms_is_compiled_mmcv(recorded):
+    config = {'type': 'nms', 'iou_threshold': 0.5}
+    dets, kept = batched_nms(recorded['boxes'], recorded['scores'], recorded['labels'], config)
+    assert torch.equal(kept, recorded['batched_nms_keep'])
+    torch.testing.assert_close(dets, recorded['batched_nms_dets'])
+
+
+def test_roi_align_has_exact_gradients(recorded):
+    feat = recorded['feat'][:, :1, :6, :6].double().requires_grad_()
+    rois = torch.tensor([[0, 1.0, 2, 15, 20], [1, 3, 0, 22, 9]]).double()
+    layer = RoIAlign((2, 3), 0.25, 2)
+    assert torch.autograd.gradcheck(lambda x: layer(x, rois), feat)
+
+
+def test_other_operators_refuse_by_name():
+    with pytest.raises(NotImplementedError, match='sigmoid_focal_loss_forward is an operator of compiled mmcv'):
+        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(NotImplementedError, match="pool_mode='max'"):
+        roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), (2, 2), 1.0, 0, 'max')
+
+
+_ALONE = """
+import sys, types, importlib.machinery, importlib.util
+{before}
+import visionssm.openmmlab.mmcv_ext as ext
+"""
+
+
+def _run(code):
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+
+
+def test_steps_aside_for_a_compiled_extension():
+    fake = (
+        "import mmcv; module = types.ModuleType('mmcv._ext'); "
+        "module.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None); sys.modules['mmcv._ext'] = module"
+    )
+    code = _ALONE.format(before=fake) + "assert ext.install() is False and sys.modules['mmcv._ext'] is module"
+    result = _run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_mmcv_says_what_to_install():
+    hide = (
+        'find = importlib.util.find_spec; '
+        "importlib.util.find_spec = lambda name, *a: None if name == 'mmcv' else find(name, *a)"
+    )
+    last = _run(_ALONE.format(before=hide)).stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: ') and 'pip install' in last
+
+
+def test_runner_checkpoints_load_safely_and_nothing_more(tmp_path):
+    log = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save({'message_hub': {'log_scalars': {'loss': log}}, 'seed': np.int64(3), 'x': np.float32(1)}, tmp_path / 'a')
+    found = torch.load(tmp_path / 'a', weights_only=True)
+    assert found['message_hub']['log_scalars']['loss'].mean() == 1.5 and found['seed'] == 3
+
+    class Evil:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, 'register_statistics')
+
+    torch.save(Evil(), tmp_path / 'b')
+    with pytest.raises(Exception, match='register_statistics'):
+        torch.load(tmp_path / 'b', weights_only=True)
