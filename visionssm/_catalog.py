@@ -104,7 +104,7 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
             'input': 'x'.join(map(str, config.input_size)),
             'top-1 reported': '' if top1 is None else f'{top1:.1f}',
             'licence': config.license or 'unknown',
-            'weights': 'yes' if config.has_weights else 'no',
+            'weights': 'yes' if config.has_weights else 'by hand' if config.tag else 'no',
         }
         if cost:
             row['remark'] = REPORTED.get(name, Reported()).note
@@ -177,7 +177,7 @@ def _levels(feature_info: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _weights(name: str, config: PretrainedCfg) -> str:
-    if not config.has_weights:
+    if not (config.has_weights or config.tag):
         return f'{name}: none published'
     notes = ''.join(f'; {note}' for note in config.notes or ())
-    return f'{name}: {weights_source(config)}, licence {config.license or "unknown"}{notes}'
+    return f'{name}: {weights_source(config) or "no address"}, licence {config.license or "unknown"}{notes}'

@@ -41,8 +41,9 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
         if checkpoint is not None:
             kwargs['pretrained_cfg_overlay'] = {'file': checkpoint}
         elif not config.has_weights:
+            where = ''.join(f' but those {note}' for note in config.notes or () if 'by hand' in note)
             raise ValueError(
-                f'{name} has no published weights; give a checkpoint, or a trained model as local-dir:FOLDER'
+                f'{name} has no published weights{where}; give a checkpoint, or a trained model as local-dir:FOLDER'
             )
         if img_size is not None and takes_argument(sketch(name), 'img_size'):
             kwargs['img_size'] = img_size

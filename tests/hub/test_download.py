@@ -280,5 +280,6 @@ pathlib.Path.write_text = pathlib.Path.unlink = refuse
 def test_by_hand(run):
     """Weights without an address: where to get them, and which argument takes the file."""
     (line,) = run("create('msvmamba_nano')")
-    assert 'https://drive.google.com/drive/folders/' in line and "pretrained_cfg_overlay={'file': ...}" in line
-    assert 'has no weights that can be downloaded' in run("create('vmamba_nano')")[0]
+    assert 'but those to download by hand: https://drive.google.com/drive/folders/' in line
+    assert "what is in a file of yours loads by pretrained_cfg_overlay={'file': ...}" in line
+    assert 'vmamba_nano has no weights; what is' in run("create('vmamba_nano')")[0]

@@ -134,9 +134,9 @@ def _read_weights(config: PretrainedCfg, container: str | None, cache_dir: str |
         return load_checkpoint(config.file, container)
     if config.hf_hub_id or config.url:
         return load_checkpoint(fetch(config, cache_dir, latest=from_hub), container)
-    notes = f' ({"; ".join(config.notes)})' if config.notes else ''
+    where = ''.join(f' but those {note}' for note in config.notes or () if 'by hand' in note)
     raise ValueError(
-        f'{config.architecture} has no weights that can be downloaded{notes}. Those in a file of yours load by '
+        f'{config.architecture} has no weights{where}; what is in a file of yours loads by '
         "pretrained_cfg_overlay={'file': ...}"
     )
 
