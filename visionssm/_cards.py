@@ -345,7 +345,7 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
     provenance = config.get('provenance', {})
     key = family_of(name)
     family = FAMILIES.get(key)
-    model = sketch(name, num_classes=classes, **config.get('model_args', {}))
+    model = sketch(name, **{**config.get('model_args', {}), 'num_classes': classes})
     title = f'{name}.{pretrained["tag"]}' if pretrained.get('tag') else name
     notes = [note for note in pretrained.get('notes') or () if not note.startswith('top-1 ')]
     top1 = reported_top1(PretrainedCfg(architecture=name, tag=pretrained.get('tag'), notes=pretrained.get('notes')))

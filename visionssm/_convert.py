@@ -1,0 +1,275 @@
+"""Checkpoints of any origin to folders in timm's layout: weights without pickle, configuration, a card, provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
+from torch import Tensor, nn
+
+from ._cards import folder_card
+from ._catalog import check_model, sketch
+from .demo import replaced_folder
+from .models._checkpoint import check_fit, load_checkpoint
+from .models._download import _SHA256, sha256
+from .models._downstream import DOWNSTREAM, Downstream
+from .version import __version__
+
+FILES = ('README.md', 'config.json', 'model.safetensors', 'backbone_extra.safetensors')
+_EXTRA = FILES[-1]
+# what detectors and segmenters add to a backbone: norms and projections of its maps, pyramids, PlainMamba's ViT-Adapter
+_ADDED = re.compile(
+    r'(outnorm|outproj|norm_layer|ad_norm|fpn)\d+\.|out(norm|_map)_\d+\.|(spm|interactions|up|rope)\.|level_embed$'
+)
+_NORM = 'norm.'  # the final norm, which detectors do not have
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion found and did.
+
+    Attributes:
+        folder: Where the model is.
+        num_classes: Classes; 0: the file held a backbone.
+        release: The published file that it is, and how that is known; '' if it is none that is known.
+        license: Of the weights.
+        left_out: Parts of the file that are not in the folder.
+        extra: Weights of the backbone that are in a file of their own.
+        fresh: Weights that the file did not have, which keep the values of a new model.
+    """
+
+    folder: Path
+    num_classes: int
+    release: str
+    license: str
+    left_out: tuple[str, ...]
+    extra: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def convert(
+    checkpoint: Path,
+    name: str,
+    output: Path,
+    model_args: Mapping[str, Any] | None = None,
+    source: str = '',
+    license: str = '',
+) -> Converted:
+    """Write `model.safetensors`, `config.json` and `README.md`; the folder appears at the end, whole or not at all.
+
+    A file without a classifier, as of a detector or segmenter, becomes a backbone: a model of 0 classes. What else its
+    backbone has learned (output norms, adapters) goes into `backbone_extra.safetensors` under the names of the file.
+
+    Args:
+        checkpoint: Anything that `load_checkpoint` reads: upstream's format or ours.
+        name: Registered name, with or without a tag.
+        output: Folder to write; the result of an earlier conversion is replaced.
+        model_args: Arguments of the model that are not its own defaults, as JSON has them. Classes and image channels
+            are those of the file.
+        source: Where the file is from.
+        license: Of the weights, as the Hub names it; '': that of the release, if the file is one.
+
+    Raises:
+        ValueError: If the file can't be read or does not fit the model, or the folder holds something else.
+        OSError: If there is no such file, or the folder can't be written.
+    """
+    config = check_model(name)
+    if license and not re.fullmatch(r'[a-z0-9.-]+', license):
+        raise ValueError(f'license is {license!r}; allowed are identifiers of the Hub, such as apache-2.0 or mit')
+    check_folder(output)
+    model_args = dict(model_args or {})
+    base = name.partition('.')[0]
+    state_dict = load_checkpoint(checkpoint)
+    digest = sha256(checkpoint)
+
+    dense = any(key.startswith('backbone.') for key in state_dict)
+    own = {key: x for key, x in state_dict.items() if not dense or key.startswith(('backbone.', 'head.'))}
+    left_out = tuple(sorted({key.partition('.')[0] for key in state_dict.keys() - own.keys()}))
+    own = {key.removeprefix('backbone.').removeprefix('model.'): x for key, x in own.items()}
+    extra = {key: x.contiguous() for key, x in own.items() if _ADDED.match(key)}
+    own = {key: x for key, x in own.items() if key not in extra}
+    shape_args = _shape_args(own, base, config, model_args)
+
+    entry = _release(checkpoint.name, digest, base, config, backbone=not shape_args['num_classes'])
+    model, fresh = _load(checkpoint, own, base, config, {**model_args, **shape_args})
+    license = license or (entry and entry[0].license) or 'unknown'
+    provenance = {
+        'source': source or (f'{_address(entry[0])}, going by its {entry[2].partition(" ")[0]}' if entry else ''),
+        'file': checkpoint.name,
+        'size': f'{checkpoint.stat().st_size} bytes',
+        'SHA-256': digest,
+        'release': f'{entry[1]}, recognised by its {entry[2]}' if entry else '',
+        'left out': ', '.join(left_out),
+        'in a file of its own': _EXTRA if extra else '',
+        'as in a new model': ', '.join(fresh),
+        'converted': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+        'by': ' '.join(filter(None, ('visionssm', __version__, _commit()))),
+    }
+    provenance = {key: value for key, value in provenance.items() if value}
+    _describe(model, config, entry is not None, license)
+
+    with replaced_folder(output) as folder:
+        stored_args = {**model_args, **shape_args}
+        del stored_args['num_classes']
+        save_for_hf(
+            model,
+            str(folder),
+            model_config={'provenance': provenance},
+            model_args=stored_args,
+            safe_serialization=True,
+        )
+        if extra:
+            save_file(extra, folder / _EXTRA)
+        stored = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        (folder / 'README.md').write_text(folder_card(stored, _about(extra, fresh)), encoding='utf-8')
+        _check_loads(folder, model)
+    return Converted(
+        output, model.num_classes, provenance.get('release', ''), license, left_out, tuple(extra), tuple(fresh)
+    )
+
+
+def check_folder(output: Path) -> None:
+    """Raise unless `output` can be written and holds nothing but an earlier conversion.
+
+    Raises:
+        ValueError: If it is a file, or holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f'{output} is a file; give a folder')
+    other = sorted(path.name for path in output.iterdir() if path.name not in FILES) if output.exists() else []
+    if other:
+        raise ValueError(f'{output} holds {", ".join(other[:3])}, which no conversion wrote; give another folder')
+
+
+def _shape_args(
+    state_dict: Mapping[str, Tensor], name: str, config: PretrainedCfg, model_args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Classes and channels, as the file has them; an image size that it does not have is refused."""
+    model = sketch(name, **{'num_classes': config.num_classes, **model_args})
+    found = _filter(name)(dict(state_dict), model)
+    heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier
+    classifier = found.get(f'{heads[0]}.weight')
+    shapes = {'num_classes': 0 if classifier is None else classifier.shape[0]}
+    stem = found.get(f'{config.first_conv}.weight')
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != config.input_size[0]:
+        shapes['in_chans'] = stem.shape[1]
+    before, after = state_dict.get('pos_embed'), found.get('pos_embed')
+    if before is not None and after is not None and before.shape != after.shape and 'img_size' not in model_args:
+        side = math.isqrt(before.shape[1])
+        pixels = side * model.feature_info[-1]['reduction']
+        raise ValueError(
+            f'position embeddings of the file are for {before.shape[1]} tokens, those of {name} for {after.shape[1]}: '
+            f'give its image size (img_size={pixels} if images were square), or that of {name} to resample them'
+        )
+    return shapes
+
+
+def _filter(name: str) -> Any:
+    return sys.modules[model_entrypoint(name).__module__].checkpoint_filter_fn
+
+
+def _load(
+    checkpoint: Path, state_dict: dict[str, Tensor], name: str, config: PretrainedCfg, args: dict[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """The model with all weights, and which of them the file does not have."""
+    overlay = {'num_classes': args['num_classes'], 'input_size': _input_size(config, args)}
+    if args['num_classes'] and _is_ours(name):  # the public way: it knows which of a file's weights upstream evaluates
+        overlay['file'] = str(checkpoint)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args).eval(), []
+    model = timm.create_model(name, pretrained_cfg_overlay=overlay, **args).eval()
+    found = _filter(name)(dict(state_dict), model)
+    optional = {} if args['num_classes'] else {_NORM: 'the final norm, which detectors do not have'}
+    check_fit(found, model, optional)
+    missing = [key for key in model.state_dict() if key not in found]
+    model.load_state_dict(found, strict=False)  # that it fits has been checked
+    return model, missing
+
+
+def _is_ours(name: str) -> bool:
+    return model_entrypoint(name).__module__.startswith(f'{__package__}.')
+
+
+def _input_size(config: PretrainedCfg, args: Mapping[str, Any]) -> tuple[int, int, int]:
+    channels, height, width = config.input_size
+    side = args.get('img_size', (height, width))
+    height, width = (side, side) if isinstance(side, int) else side
+    return args.get('in_chans', channels), height, width
+
+
+def _release(
+    file: str, digest: str, name: str, config: PretrainedCfg, backbone: bool
+) -> tuple[PretrainedCfg | Downstream, str, str] | None:
+    """The published file that this is, its name and how it was recognised; None if it is none that is known."""
+    entries = [(entry, entry.name) for entry in DOWNSTREAM.values() if entry.model == name]
+    if not backbone:
+        entries = [(config, f'{name}.{config.tag}' if config.tag else name)]
+    for entry, title in entries:
+        address = _address(entry)
+        known = _SHA256.get(f'hf://{entry.hf_hub_id}/{entry.hf_hub_filename}')
+        if known == digest:
+            return entry, title, 'SHA-256'
+        if known is None and address and file == address.rpartition('/')[2]:
+            return entry, title, 'name alone: no SHA-256 of it is known'
+    return None
+
+
+def _address(entry: PretrainedCfg | Downstream) -> str:
+    if entry.hf_hub_id and entry.hf_hub_filename:
+        repo, _, revision = entry.hf_hub_id.partition('@')
+        return f'https://huggingface.co/{repo}/resolve/{revision or "main"}/{entry.hf_hub_filename}'
+    return entry.url or ''
+
+
+def _commit() -> str:
+    """Commit of the source tree that runs, if it is one: an installed package has a version alone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / '.git').exists():
+        return ''
+    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a tree that belongs to somebody else
+        return ''
+
+
+def _describe(model: nn.Module, config: PretrainedCfg, released: bool, license: str) -> None:
+    """Make the configuration that is stored say what the file is, not what the tag's would be."""
+    notes = config.notes if released and model.num_classes else ()
+    model.pretrained_cfg.update(license=license, notes=tuple(notes or ()))
+    if not (released and model.num_classes):
+        model.pretrained_cfg['tag'] = ''
+
+
+def _about(extra: Mapping[str, Tensor], fresh: list[str]) -> str:
+    parts = []
+    if fresh:
+        parts.append(
+            f'The file had no {", ".join(f"`{name}`" for name in fresh)}: they are as in a new model. Feature maps do '
+            'not need them.'
+        )
+    if extra:
+        tops = sorted({name.partition('.')[0] for name in extra})
+        parts.append(
+            f'`{_EXTRA}` holds what the detector or segmenter adds to the backbone, under the names of the file: '
+            f'{", ".join(tops)}. Maps of the backbone pass through output norms before its head reads them.'
+        )
+    return '\n\n'.join(parts)
+
+
+def _check_loads(folder: Path, model: nn.Module) -> None:
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    expected = model.state_dict()
+    if loaded.keys() != expected.keys() or not all(torch.equal(x, loaded[name]) for name, x in expected.items()):
+        raise RuntimeError(f'the model loaded back from {folder} is not the one that was written')

@@ -1,0 +1,136 @@
+"""Push a folder in timm's layout to the Hub: looked through first, shown, and uploaded only when asked to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from ._cards import UNCLEAR, folder_card
+from ._catalog import check_model, sketch
+from .version import __version__
+
+_PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth', '.tar')
+_NEEDED = ('config.json', 'model.safetensors')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would go up.
+
+    Attributes:
+        repo_id: Repository.
+        files: Path in the repository to content: a file, or bytes that are made for the occasion.
+        title: Of the card.
+        license: As the card states it.
+        warnings: What stands against it, unless the owner says that it is allowed.
+    """
+
+    repo_id: str
+    files: dict[str, Path | bytes]
+    title: str
+    license: str
+    warnings: tuple[str, ...]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def plan(folder: Path, repo_id: str) -> Plan:
+    """Look through a folder; nothing is requested.
+
+    Args:
+        folder: As `visionssm convert`, `demo` or `train` wrote it. Without a card, one is made.
+        repo_id: 'owner/name'.
+
+    Raises:
+        ValueError: If the folder is no model in timm's layout, its card is not valid, or the name is none.
+        FileNotFoundError: If there is no such folder.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f'{repo_id!r} is no name of a repository: {error}') from None
+    if repo_id.count('/') != 1:
+        raise ValueError(f'{repo_id!r} is no name of a repository; give OWNER/NAME')
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no folder at {folder}')
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob('*')):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith('.') for part in name.parts):
+            files[name.as_posix()] = path
+    if missing := [name for name in _NEEDED if name not in files]:
+        raise ValueError(f"{folder} is no model in timm's layout: it has no {' and no '.join(missing)}")
+    if pickles := [name for name in files if name.endswith(_PICKLES)]:
+        raise ValueError(f'{folder} holds {pickles[0]}, which may be a pickle: remove it, or convert it')
+    config = _check_model(folder)
+    if 'README.md' not in files:
+        files['README.md'] = folder_card(config).encode()
+    title, license = _check_card(folder, files['README.md'])
+    stored = config['pretrained_cfg'].get('license') or 'unknown'
+    warnings = []
+    if stored in UNCLEAR or license in ('unknown', 'other', None):
+        warnings.append(
+            f'the licence of the weights is {stored if stored in UNCLEAR else license}: only who has the right to '
+            'publish them may do so'
+        )
+    if 'provenance' in config and license and stored not in (*UNCLEAR, license):
+        warnings.append(f'config.json says {stored}, README.md {license}')
+    return Plan(repo_id, dict(sorted(files.items())), title, license or 'none', tuple(warnings))
+
+
+def upload(plan: Plan, private: bool = False) -> str:
+    """Create the repository, if there is none, and upload all files in one commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        OSError: If the Hub refuses or can't be reached; as huggingface_hub says it.
+    """
+    api = HfApi(library_name='visionssm', library_version=__version__)
+    api.create_repo(plan.repo_id, private=private or None, exist_ok=True)
+    operations = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
+    return api.create_commit(plan.repo_id, operations, commit_message=f'Upload {plan.title}').commit_url
+
+
+def _check_model(folder: Path) -> dict:
+    """The configuration, once the weights beside it have been seen to fit what it describes."""
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        name, classes = config['architecture'], config['num_classes']
+        config['pretrained_cfg']['input_size']
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f'{folder / "config.json"} is not as timm writes it: {type(error).__name__} {error}') from None
+    check_model(name)
+    model = sketch(name, **{**config.get('model_args', {}), 'num_classes': classes})
+    expected = {key: list(x.shape) for key, x in model.state_dict().items()}
+    file = folder / 'model.safetensors'
+    try:
+        with safe_open(file, 'pt') as weights:
+            found = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(f'{file} is not a complete safetensors file: {error}') from None
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        raise ValueError(f'{file} does not fit config.json: {len(wrong)} tensors differ, the first is {wrong[0]}')
+    return config
+
+
+def _check_card(folder: Path, card: Path | bytes) -> tuple[str, str | None]:
+    """Title and licence."""
+    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding='utf-8')
+    try:
+        data = ModelCard(text).data
+    except Exception as error:  # PyYAML's errors, and ValueError: all of them say what is wrong with the front matter
+        raise ValueError(f'the metadata of {folder / "README.md"} are not valid: {error}') from None
+    title = next((line[2:].strip() for line in text.splitlines() if line.startswith('# ')), folder.resolve().name)
+    return title, data.license
