@@ -241,6 +241,8 @@ class ImageData:
         self.train = self._open(recipe.train_split, True)
         self.val = None if recipe.val_split is None else self._open(recipe.val_split, False)
         self.images = len(self.train)
+        if recipe.train_samples and not self.streamed:
+            self.images = min(self.images, recipe.train_samples)
         self.updates = self.images // recipe.batch_size
         if not self.updates:
             raise ValueError(f'batch_size is {recipe.batch_size}; there are {self.images} training images')
@@ -304,7 +306,7 @@ class ImageData:
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the training images as an epoch visits them, over all processes."""
         generator = np.random.default_rng((self.recipe.seed, epoch))
-        shuffled = generator.permutation(self.images)
+        shuffled = generator.permutation(len(self.train))
         if self.recipe.repeated_aug > 1:
             shuffled = shuffled.repeat(self.recipe.repeated_aug)
         return shuffled[: self.updates * self.recipe.batch_size]

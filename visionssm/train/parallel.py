@@ -104,11 +104,14 @@ def start_processes(device: str = 'auto') -> Iterator[Processes]:
     if not dist.is_torchelastic_launched():
         yield Processes(0, 1, place)
         return
-    dist.init_process_group('nccl' if place.type == 'cuda' else 'gloo')
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group('nccl' if place.type == 'cuda' else 'gloo')
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), place)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
 
 
 # whole tensors on the CPU, wherever and however they lie: a checkpoint fits any number of processes

@@ -52,7 +52,9 @@ class Recipe:
     data_dir: str | None = _key(None, 'where hfds/, wds/ and tfds/ data lie, or are kept')
     train_split: str = _key('train', 'split to train on')
     val_split: str | None = _key('validation', 'split to evaluate on; none: no evaluation')
-    train_samples: int | None = _key(None, 'images per epoch where the source does not say (wds/)', least=1)
+    train_samples: int | None = _key(
+        None, 'images per epoch, drawn anew for each; none: all of them; needed where a stream does not say', least=1
+    )
     workers: int = _key(4, 'loader processes per training process; 0: load in the process itself', least=0)
     max_bad_images: int = _key(0, 'images that may be unreadable before the run stops; they are named', least=0)
 
@@ -115,8 +117,8 @@ class Recipe:
     )
     seed: int = _key(0, 'of weights, order and augmentation', least=0)
 
-    checkpoint_steps: int | None = _key(None, 'updates between checkpoints inside an epoch; one is kept', least=1)
-    keep_last: int = _key(2, 'checkpoints of epochs that are kept beside the best one', least=1)
+    checkpoint_steps: int | None = _key(None, 'updates between checkpoints, beside those at the end of epochs', least=1)
+    keep_last: int = _key(2, 'checkpoints that are kept beside the best one', least=1)
     log_steps: int = _key(50, 'updates between lines of the log', least=1)
     tensorboard: bool = _key(False, 'write TensorBoard events, too')
 
