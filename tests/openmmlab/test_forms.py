@@ -1,9 +1,11 @@
 """The forms in which detectors and segmenters use models of one resolution, and the authors' files for them."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -74,6 +76,31 @@ def test_detectors_take_any_size(name, size):
     with torch.no_grad():
         scores, boxes = net(torch.randn(1, 3, *size))
     assert len(scores) == 5 and all(x.isfinite().all() for x in (*scores, *boxes))
+
+
+FROM_CLASSIFIER = {
+    'vim': (VIM, {'img_size': 96}, set()),
+    'lbvim': (SEGMENTERS['lbvim'][0], {'img_size': 96}, {'outnorm', 'outproj'}),
+    'plainmamba': (SEGMENTERS['plainmamba'][0], {}, {'outnorm'}),
+    'plainmamba_adapter': (DETECTORS['plainmamba'][0], {}, {'prior', 'interactions', 'norms', 'up', 'level_embed'}),
+}
+
+
+@pytest.mark.parametrize('name', FROM_CLASSIFIER)
+def test_classifiers_load(name, tmp_path):
+    """What a form adds stays as it was; PlainMamba's final norm is that of the last block's map."""
+    args, classifier_args, new = FROM_CLASSIFIER[name]
+    source = timm.create_model(args['model_name'], **classifier_args)
+    state = {key: torch.rand_like(x) if x.is_floating_point() else x for key, x in source.state_dict().items()}
+    torch.save(state, tmp_path / 'classifier.pth')
+    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'classifier.pth')}
+    net = MODELS.build({'type': 'visionssm.Backbone', **args, 'init_cfg': init})
+    before = {key: x.clone() for key, x in net.state_dict().items() if x.is_floating_point()}
+    net.init_weights()
+    kept = {key for key, x in net.state_dict().items() if key in before and torch.equal(x, before[key])}
+    assert {re.match(r'(model\.)?(out[a-z]+|\w+)', key)[2] for key in kept if 'bias' not in key} == new
+    if name == 'plainmamba':
+        assert torch.equal(net.outnorm3.weight, state['norm.weight'])
 
 
 def load_golden():

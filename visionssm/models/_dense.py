@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ._adapter import PlainMambaAdapter
 from ._timm import take_indices
+from .plainmamba import PlainMamba
 
 
 class DenseModel(nn.Module):
@@ -95,13 +96,15 @@ def dense_state_dict(state_dict: dict[str, Tensor], dense: DenseModel) -> dict[s
         else:
             norms[ours] = x
     own = sys.modules[type(model).__module__].checkpoint_filter_fn(own, model)
+    if isinstance(model, PlainMamba) and dense.out_norm and not any('blocks.' in name for name in dense.removed):
+        for name in ('weight', 'bias'):  # its final norm is that of the last block's map
+            if f'norm.{name}' in own:
+                norms[f'outnorm{dense.out_indices[-1]}.{name}'] = own.pop(f'norm.{name}')
     return {**{f'model.{name}': x for name, x in own.items()}, **norms}
 
 
 def _out_norm(name: str, dense: DenseModel) -> str | None:
     """Our name of an upstream output norm or projection; None for all else."""
-    if dense.out_norm and name.startswith('ln1.'):  # PlainMamba's final norm is that of its last map
-        return f'outnorm{dense.out_indices[-1]}.{name[4:]}'
     match = re.fullmatch(r'(?:outnorm|norm_layer)(\d+)\.(\w+)', name)  # VMamba, MSVMamba; PlainMamba
     if match:
         return f'outnorm{match[1]}.{match[2]}'
