@@ -60,6 +60,8 @@ def test_fresh_then_cached(kind, hub, run, route):
     before = len(hub.requests)
     assert run(at.create) == [at.expected]
     assert len(hub.requests) == before  # not one
+    warnings = run('import huggingface_hub; print(huggingface_hub.scan_cache_dir().warnings)')
+    assert warnings == ['[]']  # our records do not disturb its tools
 
 
 def test_pinned(hub, run, weights):

@@ -2,9 +2,11 @@
 
 import argparse
 import collections
+import importlib
 import importlib.util
 import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -130,10 +132,52 @@ class Bomb:
         return os.system, (f'touch {self.path}',)
 
 
-@pytest.mark.parametrize('save', [torch.save, lambda x, f: f.write_bytes(pickle.dumps(x))], ids=['torch', 'pickle'])
-def test_code_never_runs(save, tmp_path):
+class Call:
+    """Calls `function(*args)` when it is unpickled by whoever lets it."""
+
+    def __init__(self, function, *args, state=None):
+        self.result = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.result
+
+
+def write(mark):
+    return f"open({str(mark)!r}, 'w')"
+
+
+CRAFTED = {
+    'system': lambda mark: Call(os.system, f'touch {mark}'),
+    'eval': lambda mark: Call(eval, write(mark)),
+    'process': lambda mark: Call(subprocess.Popen, ['touch', str(mark)]),
+    'import': lambda mark: Call(importlib.import_module, 'this'),
+    'nested': lambda mark: Call(pickle.loads, pickle.dumps(Bomb(mark))),
+    # torch's own way to read a pickle inside a pickle
+    'storage': lambda mark: Call(torch.storage._load_from_bytes, pickle.dumps(Bomb(mark))),
+    # a name that is known, used for what it is not
+    'getattr': lambda mark: Call(getattr, Bomb(mark), 'x'),
+    'state': lambda mark: Call(argparse.Namespace, state={'x': Bomb(mark)}),
+    'argument': lambda mark: Call(collections.OrderedDict, [('x', Bomb(mark))]),
+    'array': lambda mark: np.array([Bomb(mark)], dtype=object),
+}
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('crafted', CRAFTED)
+def test_code_never_runs(crafted, legacy, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     mark = tmp_path / 'ran'
-    save({'model': model().state_dict(), 'extra': Bomb(mark)}, tmp_path / 'w.pth')
+    content = {'model': {'a': torch.ones(1)}, 'extra': CRAFTED[crafted](mark)}
+    torch.save(content, tmp_path / 'w.pth', _use_new_zipfile_serialization=not legacy)
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=r'w\.pth cannot be read as a checkpoint: it asks to run '):
+        load_checkpoint(tmp_path / 'w.pth')
+    assert not mark.exists() and 'this' not in set(sys.modules) - before
+
+
+def test_plain_pickle(tmp_path):
+    mark = tmp_path / 'ran'
+    (tmp_path / 'w.pth').write_bytes(pickle.dumps({'model': model().state_dict(), 'extra': Bomb(mark)}))
     with pytest.raises(ValueError, match=r'w\.pth'):
         load(tmp_path / 'w.pth')
     assert not mark.exists()

@@ -99,8 +99,8 @@ def _reason(path: Path, error: Exception) -> str:
     try:
         with checkpoint_globals():
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a file that torch.save wrote
-        refused = []
+    except Exception:  # not the format of torch since 1.6; torch's message has the first name
+        refused = re.findall(r'GLOBAL ([\w.]+) w(?:as|hose) ', str(error))[:1]
     if refused:
         return f'it asks to run {", ".join(sorted(refused))}, which is not allowed in a file of weights'
     return f'it is damaged, or was not written by torch.save ({type(error).__name__})'
