@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import Mixup, create_dataset, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -199,6 +199,11 @@ class _Stream(IterableDataset):
             yield image, int(label), []
 
 
+def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    # RandAugment of the published recipes asks for no bits now and then, a black image, which Pillow 13 refuses
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
 def _collate(samples: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
     images, labels, bad = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels), [name for names in bad for name in names]
@@ -279,7 +284,7 @@ class ImageData:
 
     def _train_transform(self) -> Transform:
         recipe = self.recipe
-        return create_transform(
+        transform = create_transform(
             self.image.input_size,
             is_training=True,
             scale=tuple(recipe.scale),
@@ -292,6 +297,11 @@ class ImageData:
             std=self.image.std,
             use_prefetcher=True,  # bytes; they are normalised on the device
         )
+        for step in transform.transforms:
+            for op in getattr(step, 'ops', ()):
+                if op.name.startswith('Posterize'):
+                    op.aug_fn = _posterize
+        return transform
 
     def _eval_transform(self) -> Transform:
         return create_transform(
