@@ -180,6 +180,16 @@ def test_chosen_average(save):
     assert 'state_dict' not in model.pretrained_cfg
 
 
+def test_configuration_stays(save):
+    """What a model says of its weights' source is what it was created with."""
+    file = save(golden_state('vim_tiny'))
+    for kwargs in ({}, {'features_only': True}):
+        model = load(file, 'vim_tiny_patch16_224', **kwargs)
+        for config in (model.pretrained_cfg, getattr(model, 'model', model).pretrained_cfg):
+            assert config['file'] == str(file) and config['hf_hub_id'].startswith('hustvl/')
+            assert 'state_dict' not in config
+
+
 def test_same_layout():
     assert same_layout((6, 4, 1, 1), (6, 4)) and same_layout((4, 38, 96), (152, 96)) and same_layout((1, 1, 8), (8,))
     assert not same_layout((2, 6), (6, 2)) and not same_layout((2, 3, 4), (4, 6)) and not same_layout((4,), (5,))

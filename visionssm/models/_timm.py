@@ -89,13 +89,16 @@ def build(
     features_only = kwargs.get('features_only', False)
 
     def checked_filter(_: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        model.pretrained_cfg.pop('state_dict', None)
+        model.pretrained_cfg.update(source)
         own = backbone_weights(weights)
         state_dict = filter_fn(own, model)
         optional = {}
         if features_only or model.num_classes != pretrained_cfg.num_classes:
             heads = pretrained_cfg.classifier  # timm leaves these out
+            meaning = 'features have no use for it' if features_only else f'new for {model.num_classes} classes'
             for head in (heads,) if isinstance(heads, str) else heads:
-                optional[f'{head}.'] = f'the classifier, new for {model.num_classes} classes'
+                optional[f'{head}.'] = f'the classifier, {meaning}'
         if features_only:
             optional['norm.'] = 'not read unless norm=True'
         elif own is not weights and model.num_classes == 0:
@@ -105,7 +108,7 @@ def build(
         check_fit(state_dict, model, optional)
         return state_dict
 
-    model = build_model_with_cfg(
+    return build_model_with_cfg(
         cls,
         variant,
         pretrained,
@@ -114,10 +117,6 @@ def build(
         feature_cfg={'out_indices': levels, 'feature_cls': 'getter'},
         **kwargs,
     )
-    if pretrained:
-        model.pretrained_cfg.pop('state_dict')
-        model.pretrained_cfg.update(source)
-    return model
 
 
 _SOURCE = ('file', 'source', 'hf_hub_id', 'hf_hub_filename', 'url')
