@@ -202,7 +202,12 @@ class Pyramid(ScanningBackbone):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Patterns of parameter groups, for layer-wise learning rates."""
-        fine = [(r'^stages\.(\d+)\.blocks\.(\d+)', None), (r'^stages\.(\d+)\.downsample', (0,)), (r'^norm', (99999,))]
+        fine = [
+            (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+            (r'^stages\.(\d+)\.downsample', (0,)),
+            (r'^stages\.(\d+)\.norm', (99999,)),  # with the last block
+            (r'^norm', (99999,)),
+        ]
         return {'stem': r'^stem', 'blocks': r'^stages\.(\d+)' if coarse else fine}
 
 
