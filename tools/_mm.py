@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from torch import nn
 
 from visionssm._configs import find_config
+from visionssm.models._checkpoint import load_checkpoint
+from visionssm.openmmlab._weights import locate_weights
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -45,3 +48,19 @@ def read_config(args: argparse.Namespace) -> Config:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     return config
+
+
+def load_whole(model: nn.Module, checkpoint: str) -> None:
+    """Load a detector or segmenter strictly.
+
+    Args:
+        model: The model, or a wrapper with it as `module`.
+        checkpoint: File or name of weights.
+
+    Raises:
+        ValueError: If the weights do not fit.
+    """
+    try:
+        model.load_state_dict(load_checkpoint(locate_weights(checkpoint)))
+    except RuntimeError as error:
+        raise ValueError(f'{checkpoint} does not fit the config: {error}') from None

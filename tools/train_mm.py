@@ -4,10 +4,8 @@ python tools/train_mm.py mask-rcnn_vmamba-nano_fpn_digits
 torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco --launcher pytorch
 """
 
-import visionssm.openmmlab  # noqa: F401, I001  before anything imports mmdet or mmseg
-from mmengine.runner import Runner
-
 from _mm import make_parser, read_config
+from mmengine.runner import Runner
 
 
 def main() -> None:

@@ -2,51 +2,35 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS as ROOT
 from timm import create_model
 from torch import nn
 
 from visionssm.openmmlab import Backbone
 
-FAMILIES = (
-    'test_vmamba',
-    'test_msvmamba',
-    'test_groupmamba',
-    'test_vim',
-    'test_plainmamba',
-    'test_lbvim',
-    'test_a2mamba',
-    'mambaout_femto',
-)
-
-
-def build(name='test_vmamba', **args):
-    return ROOT.build({'type': 'visionssm.Backbone', 'model_name': name, **args})
-
 
 @pytest.mark.parametrize('library', ['mmengine', 'mmdet', 'mmseg'])
-def test_type_resolves_from_every_scope(library):
+def test_type_resolves_from_every_scope(library, build):
     registry = __import__(f'{library}.registry', fromlist=['MODELS']).MODELS
     assert registry.get('visionssm.Backbone') is Backbone
     assert isinstance(registry.build({'type': 'visionssm.SimplePyramid', 'in_channels': 8}), nn.Module)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-def test_any_image_size(name):
-    backbone = build(name).eval()
+def test_any_image_size(family, build):
+    backbone = build(family).eval()
     maps = backbone(torch.randn(1, 3, 75, 109))
     assert [tuple(y.shape) for y in maps] == [
         (1, channels, -(-75 // step), -(-109 // step))
         for channels, step in zip(backbone.channels, backbone.reductions, strict=True)
     ]
     x = torch.randn(1, 3, 96, 96)
-    expected = create_model(name, features_only=True, out_indices=(0, 1, 2, 3)).eval()
-    expected.load_state_dict({f'model.{k}': v for k, v in backbone.model.state_dict().items()}, strict=False)
-    for y, z in zip(backbone(x), expected(x), strict=True):
+    expected = create_model(family).eval()
+    expected.load_state_dict(backbone.model.state_dict(), strict=False)
+    maps = expected.forward_intermediates(x, [0, 1, 2, 3], intermediates_only=True)
+    for y, z in zip(backbone(x), maps, strict=True):
         torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-5)
 
 
-def test_output_norms_and_fewer_levels():
+def test_output_norms_and_fewer_levels(build):
     backbone = build(out_indices=(1, 2), out_norm=True)
     assert len(backbone.model.stages) == 3
     assert [name for name, _ in backbone.named_children()] == ['model', 'outnorm1', 'outnorm2']
@@ -54,14 +38,14 @@ def test_output_norms_and_fewer_levels():
         assert y.mean(1).abs().max() < 1e-5
 
 
-def test_other_scan_and_drop_path():
+def test_other_scan_and_drop_path(build):
     backbone = build(scan='hilbert', drop_path_rate=0.3)
     assert 'hilbert' in backbone.model.scan
     assert backbone.model.stages[3].blocks[0].drop_path.drop_prob == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(('name', 'first'), [('test_vmamba', 'stages.1.'), ('test_vim', 'blocks.1.')])
-def test_frozen_stages(name, first):
+def test_frozen_stages(name, first, build):
     backbone = build(name, frozen_stages=1).train()
     trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
     assert trained and all(not name.startswith(('stem', 'patch_embed', 'stages.0', 'blocks.0')) for name in trained)
@@ -70,13 +54,13 @@ def test_frozen_stages(name, first):
     assert [part.training for part in parts] == [False, True, True, True]
 
 
-def test_norm_eval_holds_batch_norm():
+def test_norm_eval_holds_batch_norm(build):
     backbone = build('test_groupmamba', norm_eval=True).train()
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and backbone.training and not any(m.training for m in norms)
 
 
-def test_checkpointing_keeps_gradients():
+def test_checkpointing_keeps_gradients(build):
     torch.manual_seed(0)
     plain, saving = build(), build(with_cp=True)
     saving.load_state_dict(plain.state_dict())
@@ -98,7 +82,7 @@ def _init(checkpoint):
     return {'type': 'Pretrained', 'checkpoint': checkpoint}
 
 
-def test_loads_a_classifier(classifier, caplog):
+def test_loads_a_classifier(classifier, build):
     model, file = classifier
     backbone = build(out_norm=True, init_cfg=_init(file))
     backbone.init_weights()
@@ -106,7 +90,7 @@ def test_loads_a_classifier(classifier, caplog):
         assert torch.equal(x, model.state_dict()[name]), name
 
 
-def test_loads_the_backbone_of_a_detector_of_ours_and_of_upstream(classifier, tmp_path):
+def test_loads_the_backbone_of_a_detector_of_ours_and_of_upstream(tmp_path, build):
     ours = build(out_norm=True)
     nn.init.uniform_(ours.outnorm2.weight)
     detector = {f'backbone.{k}': v for k, v in ours.state_dict().items()} | {'rpn_head.conv.weight': torch.zeros(1)}
@@ -128,7 +112,7 @@ def test_loads_the_backbone_of_a_detector_of_ours_and_of_upstream(classifier, tm
     whole.load_state_dict(whole.state_dict())
 
 
-def test_loads_from_a_runner_with_load_from(classifier, tmp_path):
+def test_loads_from_a_runner_with_load_from(tmp_path, build):
     from mmengine.runner import load_checkpoint
 
     ours = nn.ModuleDict({'backbone': build(out_norm=True)})
@@ -150,18 +134,18 @@ def test_loads_from_a_runner_with_load_from(classifier, tmp_path):
     ],
     ids=lambda value: '' if isinstance(value, str) else next(iter(value)),
 )
-def test_errors_name_what_is_allowed(args, message):
+def test_errors_name_what_is_allowed(args, message, build):
     with pytest.raises(ValueError, match=message):
         build(**args)
 
 
-def test_weights_of_another_family_are_refused(classifier):
+def test_weights_of_another_family_are_refused(classifier, build):
     backbone = build('test_vim', init_cfg=_init(classifier[1]))
     with pytest.raises(ValueError, match='holds weights of another model than test_vim .* give the model'):
         backbone.init_weights()
 
 
-def test_weights_that_miss_something_are_refused(classifier, tmp_path):
+def test_weights_that_miss_something_are_refused(classifier, tmp_path, build):
     state = classifier[0].state_dict()
     state.pop('stages.1.blocks.0.norm1.weight')
     torch.save(state, tmp_path / 'partial.pth')
@@ -169,10 +153,10 @@ def test_weights_that_miss_something_are_refused(classifier, tmp_path):
         build(init_cfg=_init(str(tmp_path / 'partial.pth'))).init_weights()
 
 
-def test_weights_that_are_nowhere(monkeypatch):
+def test_weights_that_are_nowhere(build):
     with pytest.raises(
         ValueError, match="checkpoint 'nowhere.pth' is no file, no hf-hub:owner/name, no URL and no name"
     ):
         build(init_cfg=_init('nowhere.pth')).init_weights()
-    with pytest.raises(ValueError, match='msvmamba_tiny.in1k has no weights to download; weights: download by hand'):
+    with pytest.raises(ValueError, match='msvmamba_tiny.in1k has no weights to download; .*to download by hand: https'):
         build('test_msvmamba', init_cfg=_init('msvmamba_tiny.in1k')).init_weights()

@@ -66,7 +66,8 @@ class LayerDecayConstructor:
             layers = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
             top = max(layers.values()) + 1
             scales |= {f'{start}{name}': self.decay_rate ** (top - layer) for name, layer in layers.items()}
-            exempt |= {f'{start}{name}' for name in backbone.model.no_weight_decay()}
+            named = getattr(backbone.model, 'no_weight_decay', set)()  # timm's own need not have it
+            exempt |= {f'{start}{name}' for name in named}
         lr, weight_decay = self.optimizer_cfg['lr'], self.optimizer_cfg.get('weight_decay', 0.0)
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():

@@ -1,0 +1,142 @@
+"""Every family in mmdet and mmseg; what the nano configs reach on the digit scenes; exact resuming; the tools."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from PIL import Image
+
+from visionssm._configs import find_config
+from visionssm.digit_scenes import CLASSES, make_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTOR, SEGMENTER = 'mask-rcnn_vmamba-nano_fpn_digits', 'upernet_vmamba-nano_digits'
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """A working folder with the data where the configs look for it."""
+    folder = tmp_path_factory.mktemp('digits')
+    make_scenes(folder / 'data/digit_scenes')
+    return folder
+
+
+def run(tool, *args, cwd):
+    command = [sys.executable, ROOT / f'tools/{tool}_mm.py', *args]
+    result = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+def scalars(folder):
+    """What the runner logged, in order of runs and iterations."""
+    files = sorted(folder.glob('*/vis_data/2*.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
+def test_every_family_has_loss_and_gradients(config, family, build, scenes, monkeypatch):
+    monkeypatch.chdir(scenes)
+    torch.manual_seed(0)
+    config = Config.fromfile(find_config(config))
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        library = __import__(f'{config.default_scope}.registry', fromlist=['MODELS'])
+        __import__(f'{config.default_scope}.utils', fromlist=['_']).register_all_modules(False)
+        channels = build(family).channels
+        config.model.backbone.model_name = family
+        if config.default_scope == 'mmdet':
+            config.model.neck.in_channels = channels
+        else:
+            config.model.decode_head.in_channels = channels
+            config.model.auxiliary_head.in_channels = channels[2]
+        model = library.MODELS.build(config.model)
+        config.train_dataloader.batch_size = 2
+        batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_killed_and_resumed_training_has_the_same_losses(scenes):
+    options = [
+        '--cfg-options',
+        'train_cfg.max_iters=8',
+        'train_cfg.val_interval=100',
+        'default_hooks.checkpoint.interval=3',
+        'default_hooks.logger.interval=1',
+        'model.decode_head.dropout_ratio=0',  # mmengine does not store the state of the random numbers
+        'model.auxiliary_head.dropout_ratio=0',
+        'train_dataloader.batch_size=2',
+    ]
+    run('train', SEGMENTER, '--work-dir', 'whole', *options, cwd=scenes)
+    command = [sys.executable, str(ROOT / 'tools/train_mm.py'), SEGMENTER, '--work-dir', 'killed', *options]
+    pointer = scenes / 'killed/last_checkpoint'
+    with (
+        (scenes / 'killed.log').open('w') as log,
+        subprocess.Popen(command, cwd=scenes, stdout=log, stderr=log) as killed,
+    ):
+        while not (pointer.exists() and pointer.read_text()):
+            assert killed.poll() is None, (scenes / 'killed.log').read_text()
+            time.sleep(0.01)
+        killed.kill()
+    assert pointer.read_text().endswith('iter_3.pth')
+    run('train', SEGMENTER, '--work-dir', 'killed', '--resume', *options, cwd=scenes)
+    whole, resumed = ({line['step']: line['loss'] for line in scalars(scenes / name)} for name in ('whole', 'killed'))
+    assert resumed.keys() >= {4, 5, 6, 7, 8}
+    for step in range(4, 9):
+        assert resumed[step] == pytest.approx(whole[step], rel=1e-5)
+
+
+def test_tools_say_what_is_wrong(scenes):
+    for tool, args, message in (
+        ('train', ['mask-rcnn_vmamba-nano_digit'], f'closest are {DETECTOR}'),
+        ('test', [SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' is no file"),
+        ('infer', ['nowhere.jpg', SEGMENTER, 'nowhere.pth'], 'nowhere.jpg'),
+    ):
+        command = [sys.executable, str(ROOT / f'tools/{tool}_mm.py'), *args]
+        result = subprocess.run(command, cwd=scenes, capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_mask_rcnn_finds_the_digits(scenes):
+    run('train', DETECTOR, cwd=scenes)
+    found = scalars(scenes / f'work_dirs/{DETECTOR}')[-1]
+    assert found['coco/bbox_mAP_50'] >= 0.5, found
+    assert found['coco/segm_mAP_50'] >= 0.4, found
+    check_picture(DETECTOR, scenes)
+
+
+@pytest.mark.slow
+def test_upernet_segments_the_digits(scenes):
+    run('train', SEGMENTER, cwd=scenes)
+    found = scalars(scenes / f'work_dirs/{SEGMENTER}')[-1]
+    assert found['mIoU'] >= 50, found
+    checkpoint = (scenes / f'work_dirs/{SEGMENTER}/last_checkpoint').read_text()
+    run('test', SEGMENTER, checkpoint, '--work-dir', 'scored', cwd=scenes)
+    assert scalars(scenes / 'scored')[-1]['mIoU'] == pytest.approx(found['mIoU'], abs=0.02)
+    check_picture(SEGMENTER, scenes)
+
+
+def check_picture(config, scenes):
+    """The picture of one validation scene is drawn on and names the digits in it, most of them."""
+    image = scenes / 'data/digit_scenes/images/validation/00000.jpg'
+    checkpoint = (scenes / f'work_dirs/{config}/last_checkpoint').read_text()
+    line = run('infer', image, config, checkpoint, '--output', f'{config}.png', cwd=scenes).splitlines()[-1]
+    truth = np.asarray(Image.open(scenes / 'data/digit_scenes/annotations/validation/00000.png'))
+    digits = {CLASSES[value - 2] for value in np.unique(truth) if value > 1}
+    said = set(line.partition(': ')[2].split(', '))
+    assert len(digits & said) >= len(digits) / 2, (digits, line)
+    with Image.open(scenes / f'{config}.png') as drawn, Image.open(image) as plain:
+        assert drawn.size == plain.size and np.asarray(drawn.convert('RGB')).std() > 0
+        assert not np.array_equal(np.asarray(drawn.convert('RGB')), np.asarray(plain))
