@@ -370,11 +370,13 @@ class ImageData:
                     yield batch
                     position += 1
                 return
-            except RuntimeError as error:
-                if 'DataLoader worker' not in str(error) or self.restarts == _RESTARTS:
+            except (RuntimeError, EOFError, OSError) as error:  # torch's word for it, or those of a broken pipe
+                died = self.recipe.workers and (type(error) is not RuntimeError or 'DataLoader worker' in str(error))
+                if not died or self.restarts == _RESTARTS:
                     raise
                 self.restarts += 1
-                self.say(f'a loader process died ({error}); started again, {self.restarts} of {_RESTARTS} times')
+                reason = str(error) or type(error).__name__
+                self.say(f'a loader process died ({reason}); started again, {self.restarts} of {_RESTARTS} times')
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         if self.streamed:  # what comes before is read again: a stream has no positions
