@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from timm.layers import apply_rot_embed_cat, set_scriptable
+from timm.models import group_parameters
 from torch import nn
 
 from visionssm.layers import ResamplePyramid, SimplePyramid
@@ -229,6 +230,8 @@ def test_adapter_takes_any_size():
     assert not [name for name, p in dense.named_parameters() if p.grad is None]
     with torch.autocast('cpu', torch.bfloat16):
         assert all(y.isfinite().all() for y in dense(x))
+    groups = group_parameters(net, net.group_matcher(coarse=True))  # stem, four blocks, what is added
+    assert len(groups) == 6 and not [name for name in groups[5] if name.startswith('model.')]
 
 
 @torch.no_grad()

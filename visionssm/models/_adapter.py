@@ -255,10 +255,11 @@ class PlainMambaAdapter(nn.Module):
         self.model.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns of parameter groups, for layer-wise learning rates: what is added counts as the last."""
+        """Patterns of parameter groups, for layer-wise learning rates; what is added comes last."""
         return {
             'stem': r'^model\.(?:pos_embed|patch_embed)',
-            'blocks': [(r'^model\.blocks\.(\d+)', None), (r'^(?!model)', (99999,))],
+            'blocks': r'^model\.blocks\.(\d+)',
+            'added': r'^(?!model)',
         }
 
     def no_weight_decay(self) -> set[str]:
