@@ -10,6 +10,8 @@ import pytest
 FILE = 'w.pth'
 COMMIT = 'c' * 40
 ROUTES = ('hub', 'url')
+# what HF_HUB_OFFLINE=1 sets at the start of a process (test_weights.py starts one)
+OFFLINE = 'from huggingface_hub import constants; constants.HF_HUB_OFFLINE = True\n'
 
 
 class Route:
@@ -90,6 +92,7 @@ def test_branch_stays_for_tags_and_moves_for_names(hub, run, weights, tmp_path):
     assert run(tag) == [f'ok {before}']
     assert run("create('hf-hub:acme/moving')") == [f'ok {after}']
     assert run(f"create('hf-hub:acme/moving@{'a' * 40}')") == [f'ok {before}']
+    assert run(f"{OFFLINE}create('hf-hub:acme/moving')") == [f'ok {after}']
     assert run(tag.replace("'acme/moving'", f"'acme/moving', cache_dir={str(tmp_path)!r}")) == [f'ok {after}']
     assert list(tmp_path.glob('models--acme--moving/blobs/*'))
 
@@ -110,13 +113,12 @@ create('local-dir:{folder}')
     assert run("create('hf-hub:acme/saved')") == [expected]
 
 
-def test_offline_and_own_cache(hub, homes, cli, run, route):
-    """HF_HUB_OFFLINE in a new process: what is cached loads, what is not says so, and nothing is requested."""
+def test_offline(hub, run, route):
+    """What is cached loads, what is not says so, and nothing is requested."""
     at, other, plain = route('hub', 'offline'), route('hub', 'absent'), route('url', 'absent')
     assert run(at.create) == [at.expected]
     before = len(hub.requests)
-    code = 'from huggingface_hub import constants; constants.HF_HUB_OFFLINE = True\n'
-    lines = run('\n'.join((code, at.create, other.create, plain.create)))
+    lines = run('\n'.join((OFFLINE, at.create, other.create, plain.create)))
     assert lines[0] == at.expected
     assert all('WeightsError' in line and 'HF_HUB_OFFLINE is set' in line for line in lines[1:])
     assert len(hub.requests) == before
@@ -143,6 +145,14 @@ def test_wrong_bytes(hub, run, route):
     assert line.startswith('WeightsError') and 'is not the one that the Hub states' in line and 'removed' in line
     assert not at.leftovers() and not at.record.exists()
     assert run(at.create) == [at.expected]
+
+
+def test_not_the_published_file(hub, run, weights):
+    """The digest of some files is known: a Hub that serves another, and says so, is not believed."""
+    repo, commit = 'hustvl/Vim-tiny-midclstok', '07c00e0e4ea2973d8e343afdd807128a57bc9fd5'
+    hub.put(repo, 'vim_t_midclstok_76p1acc.pth', weights()[0], commit=commit)
+    (line,) = run("create('vim_tiny_patch16_224')")
+    assert 'is not the published one, fedb1e60267f' in line and 'removed' in line
 
 
 @pytest.mark.parametrize('kind', ROUTES)

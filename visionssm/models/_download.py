@@ -39,11 +39,22 @@ _logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _DIGEST = re.compile(r'[0-9a-f]{64}')
 _FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a folder or Hub repository in timm's layout, best first
-# by origin; of the other files none is known before it is downloaded
+# as the pages of the files on huggingface.co state them; no other file's is known before it is downloaded
 _SHA256 = {
-    # as published by github.com users who pin this revision; not measured here
-    'hf://hustvl/Vim-small-midclstok@babc4440f5fab6e08d97e371afa639c8cf98bf2c/vim_s_midclstok_80p5acc.pth': (
+    'hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth': (
+        'fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5'
+    ),
+    'hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth': (
+        '9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54'
+    ),
+    'hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth': (
         'aae4583e2def6389b66cfaf292cfade47a873182a39adbec19ec55b730ea9fe3'
+    ),
+    'hf://Abdelrahman-shaker/GroupMamba-Tiny/groupmamba_tiny_ema.pth': (
+        '4c8e15f20d476ddd9080efa845be36e6f1e076721e087e88ebd276463e279425'
+    ),
+    'hf://ChenhongyiYang/PlainMamba/segmentation/l2_upernet.pth': (
+        'aba713e1627ea4b7c7fa94640bd532528c0fbd5fdc442b8cfb4bf59e00299bce'
     ),
 }
 
@@ -129,7 +140,7 @@ def verify(cached: Cached) -> None:
             'another cache_dir'
         )
     known = (
-        ('the published one', _SHA256.get(cached.origin), ''),
+        ('the published one', _SHA256.get(re.sub(r'@[^/]+', '', cached.origin)), ''),
         ('the one that the Hub states', _hub_digest(cached.path), ''),
         ('the one of its first use', recorded, f'; if the authors replaced the file, remove {cached.record}'),
     )

@@ -371,15 +371,22 @@ def _published(drive: str, **kwargs) -> dict:
     return _cfg(weights=_AVERAGED, license='contradictory', notes=(mirror, _CARD), **kwargs)
 
 
-def _hub(name: str, drive: str, **kwargs) -> dict:
-    repo, file = f'Abdelrahman-shaker/GroupMamba-{name.title()}', f'groupmamba_{name}_ema.pth'
-    return _published(drive, hf_hub_id=repo, hf_hub_filename=file, **kwargs)
+def _hub(repo: str, file: str, drive: str, **kwargs) -> dict:
+    return _published(drive, hf_hub_id=f'Abdelrahman-shaker/{repo}', hf_hub_filename=file, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        'groupmamba_tiny.dist_in1k': _hub('tiny', '1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o', top1=83.3),
-        'groupmamba_small.dist_in1k': _hub('small', '1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', top1=83.9, size=140),
+        'groupmamba_tiny.dist_in1k': _hub(
+            'GroupMamba-Tiny@b57ab880d5ad8d6bd137cc5a91048d10fec4f163',
+            'groupmamba_tiny_ema.pth',
+            '1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o',
+            top1=83.3,
+            size=93.9,
+        ),
+        'groupmamba_small.dist_in1k': _hub(
+            'GroupMamba-Small', 'groupmamba_small_ema.pth', '1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', top1=83.9, size=140
+        ),
         # its Hub repository holds a card and no file
         'groupmamba_base.dist_in1k': _published('1A_srBeDYpsinU5W3PAEADu1saoz413EU', top1=84.5),
         'groupmamba_nano': _cfg(),
