@@ -2,8 +2,9 @@
 
 from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
-from .mlp import ChannelGate, DepthwiseMlp
+from .mlp import ChannelGate, DepthwiseMlp, Mlp
 from .neighborhood import na_av, na_bias, na_qk
+from .onednn import Linear, linear
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
@@ -15,8 +16,10 @@ __all__ = [
     'ConvDownsample',
     'DepthwiseMlp',
     'GridEmbed',
+    'Linear',
     'MambaBlock',
     'MambaMixer',
+    'Mlp',
     'OverlapStem',
     'PatchStem',
     'ResamplePyramid',
@@ -33,6 +36,7 @@ __all__ = [
     'decay_rates',
     'init_A_log',
     'init_dt_bias',
+    'linear',
     'na_av',
     'na_bias',
     'na_qk',

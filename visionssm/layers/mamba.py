@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan
 
+from .onednn import Linear, linear
 from .scanning import ScanningModule, ScanSpec
-from .ssm import at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
+from .ssm import at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
+torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('decay_rates')
@@ -52,8 +54,8 @@ class MambaDirection(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, **dd)
-        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = nn.Linear(dt_rank, d_inner, **dd)
+        self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False, **dd)
+        self.dt_proj = Linear(dt_rank, d_inner, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
@@ -107,14 +109,14 @@ class MambaMixer(ScanningModule):
         d_inner = int(expand * dim)
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         order = get_scan(scan, directions)
-        self.d_state = d_state
+        self.d_state, self.dt_rank = d_state, rank
         self.reverse = reverse
         self.num_directions = order.directions
-        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * d_inner, bias=False, **dd)
         self.directions = nn.ModuleList(
             MambaDirection(d_inner, d_state, d_conv, rank, **dd) for _ in range(order.directions)
         )
-        self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
+        self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
 
     @torch.jit.ignore
@@ -135,28 +137,29 @@ class MambaMixer(ScanningModule):
         if self.reverse:
             order = order.flip(1)
         x, z = self.in_proj(x).chunk(2, -1)
-        walked = x.unsqueeze(1)
+        walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
         if not self.along_rows:
             walked = x[:, order.long()]  # (B, K, T, D), as visited
-        inputs, x_proj, dt_proj, dt_bias, A_log, D = [], [], [], [], [], []
+        outputs = []
         for k, direction in enumerate(self.directions):
-            inputs.append(direction(walked[:, 0 if self.along_rows else k], self.backwards[k]))
-            x_proj.append(direction.x_proj.weight)
-            dt_proj.append(direction.dt_proj.weight)
-            dt_bias.append(direction.dt_proj.bias)
-            A_log.append(direction.A_log)
-            D.append(direction.D)
-        u = torch.stack(inputs, 2)  # [B, T, K, D]
-        projected = torch.bmm(u.flatten(0, 1).transpose(0, 1), torch.stack(x_proj).transpose(1, 2))
-        projected = projected.unflatten(1, u.shape[:2]).permute(1, 2, 0, 3)  # [B, T, K, R + 2 N]
-        delta, B, C = split_projection(projected, torch.stack(dt_proj), self.d_state)
-        A, skip = decay_rates(torch.stack(A_log)), at_least_fp32(torch.stack(D))
-        bias = at_least_fp32(torch.stack(dt_bias))
-        if self.along_rows:
-            y = scan_tokens(u, delta, A, B, C, skip, z, bias, True, order, None, True, False, local_window)
-        else:  # tokens are in visiting order already; they go back to where they came from
-            y = scan_tokens(u, delta, A, B, C, skip, None, bias, True, None, None, False, False, local_window)
-            y = torch.zeros_like(z).index_add(1, order.t().flatten().long(), y.flatten(1, 2)) * F.silu(z)
+            # one scan each: all at once would first have to put what every direction made side by side
+            u = direction(walked[:, 0 if self.along_rows else k], self.backwards[k])
+            dt, B, C = direction.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
+            delta = linear(dt, direction.dt_proj.weight).unsqueeze(2)
+            A, D = decay_rates(direction.A_log).unsqueeze(0), at_least_fp32(direction.D).unsqueeze(0)
+            bias = at_least_fp32(direction.dt_proj.bias).unsqueeze(0)
+            B, C = B.unsqueeze(2), C.unsqueeze(2)
+            if self.along_rows:
+                way = order[k : k + 1]
+                outputs.append(scan_tokens(u, delta, A, B, C, D, z, bias, True, way, None, True, False, local_window))
+            else:  # tokens are in visiting order already; they go back to where they came from
+                steps = scan_tokens(u, delta, A, B, C, D, None, bias, True, None, None, False, False, local_window)
+                outputs.append(torch.zeros_like(z).index_add(1, order[k].long(), steps.squeeze(2)))
+        y = outputs[0]
+        for output in outputs[1:]:
+            y = y + output
+        if not self.along_rows:
+            y = y * F.silu(z)
         if self.num_directions > 1:
             y = y / self.num_directions
         return self.out_proj(y)

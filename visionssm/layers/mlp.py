@@ -1,7 +1,9 @@
-"""Channel networks on maps: the MLP with a depthwise convolution, and the gate of squeeze-and-excitation."""
+"""Channel networks on maps: MLPs with and without a depthwise convolution, and the gate of squeeze-and-excitation."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .onednn import Linear
 
 
 class DepthwiseMlp(nn.Module):
@@ -17,10 +19,10 @@ class DepthwiseMlp(nn.Module):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.residual = residual
-        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.fc1 = Linear(dim, hidden, **dd)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a map."""
@@ -29,6 +31,25 @@ class DepthwiseMlp(nn.Module):
         if self.residual:
             y = x + y
         return self.fc2(self.act(y))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear, on (..., C): timm's, with our linear layers.
+
+    Args:
+        dim: Channels in and out.
+        hidden: Channels between.
+    """
+
+    def __init__(self, dim: int, hidden: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to every token."""
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class ChannelGate(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import get_scan, scan_order
 
+from .onednn import Linear
 from .scanning import ScanningModule, ScanSpec
 from .ssm import SelectiveSSM
 
@@ -55,7 +56,7 @@ class SS2D(ScanningModule):
         d_inner = int(expand * dim)
         order = get_scan(scan, directions)
         self.gate = gate
-        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=conv_bias, **dd)
         self.act = get_act_layer(act_layer)()
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
@@ -63,7 +64,7 @@ class SS2D(ScanningModule):
         sets = order.directions if direction is None else 1
         self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
-        self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
+        self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
 
     def forward(self, x: Tensor) -> Tensor:

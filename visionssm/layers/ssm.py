@@ -3,14 +3,16 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from visionssm.ops import scan_tokens
 
+from .onednn import linear
+
 # fx records the scan as one call, in whichever forward it stands: it checks shapes, which have no values while tracing
 register_notrace_function(scan_tokens)
+torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')
 
 
@@ -143,7 +145,7 @@ class SelectiveSSM(nn.Module):
             A_log, D = A_log[index : index + 1], D[index : index + 1]
             if dt_proj is not None:
                 dt_proj = dt_proj[index : index + 1]
-        projected = F.linear(x, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2])
+        projected = linear(x, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2])
         delta, B, C = split_projection(projected, dt_proj, self.d_state)
         return scan_tokens(
             x,

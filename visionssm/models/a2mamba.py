@@ -35,12 +35,14 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    Linear,
     ScanningModule,
     ScanSpec,
     SelectiveSSM,
     at_least_fp32,
     check_image_size,
     decay_rates,
+    linear,
     na_av,
     na_bias,
     na_qk,
@@ -58,6 +60,7 @@ __all__ = ['A2Mamba']
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('check_image_size')
 torch.fx.wrap('decay_rates')
+torch.fx.wrap('linear')
 torch.fx.wrap('na_av')
 torch.fx.wrap('na_bias')
 torch.fx.wrap('na_qk')
@@ -102,7 +105,7 @@ def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer in the dtype of its weights: upstream keeps it out of fp16, which the gated input overflows."""
     if not torch.jit.is_scripting() and x.device.type != 'meta':  # there autocast does not exist
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(weight.dtype), weight, bias)
+            return linear(x.to(weight.dtype), weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -133,7 +136,7 @@ class LinearNormAct(nn.Module):
     def __init__(self, dim: int, out_dim: int, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.proj = nn.Linear(dim, out_dim, **dd)
+        self.proj = Linear(dim, out_dim, **dd)
         self.norm = nn.BatchNorm2d(out_dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,9 +197,9 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, hidden: int, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.fc1 = Linear(dim, hidden, **dd)
         self.conv = DepthwiseConv(hidden, 3, **dd)
-        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix channels."""
@@ -236,7 +239,7 @@ class StateSSM(SelectiveSSM):
         Returns:
             States, (B, L, K, D), and C, (B, L, K, 1).
         """
-        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
+        projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
         delta, B, C = split_projection(projected, self.dt_proj_weight, 1)
         A, bias = decay_rates(self.A_log), at_least_fp32(self.dt_proj_bias)
         ones = torch.ones_like(B)
@@ -262,7 +265,7 @@ class StateAggregation(ScanningModule):
         self.window = window
         self.conv = DepthwiseConv(dim, 5, **dd)
         self.ssm = StateSSM(dim, 1, math.ceil(dim / 16), scan.directions, **dd)
-        self.fusion = nn.Linear(num_heads, num_heads, **dd)
+        self.fusion = Linear(num_heads, num_heads, **dd)
         self.set_scan(scan)
 
     def forward(self, y: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor, dilation: list[int]) -> Tensor:
@@ -355,7 +358,7 @@ class A2Mixer(nn.Module):
         self.window = window
         self.scale = (dim // num_heads) ** -0.5
         self.gate = LinearNormAct(dim, dim, **dd)
-        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.qkv = Linear(dim, 3 * dim, **dd)
         self.lepe = DepthwiseConv(dim, 5, **dd)
         self.rpb = nn.Parameter(torch.zeros(num_heads // 2, 2 * window - 1, 2 * window - 1, **dd))
         if tokens:
@@ -364,7 +367,7 @@ class A2Mixer(nn.Module):
             self.mix = StateAggregation(dim, num_heads, window, scan, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.out_norm = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.out_proj = nn.Linear(dim, dim, **dd)
+        self.out_proj = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Mix (B, H, W, C); `rope` as of `rotary_embedding`."""

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.layers import ConvNormAct, DropPath, Mlp, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ from visionssm.layers import (
     ChannelGate,
     ConvDownsample,
     DepthwiseMlp,
+    Linear,
+    Mlp,
     ScanSpec,
     SelectiveSSM,
     check_image_size,
@@ -94,7 +96,7 @@ class GroupMixer(nn.Module):
             SS2D(dim // groups, gate=True, conv_bias=True, scan=scan, direction=g, **dd) for g in range(groups)
         )
         self.skip_scale = nn.Parameter(torch.ones(1, **dd))
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm and mix (B, H, W, C)."""

@@ -22,6 +22,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    Linear,
     MambaBlock,
     ScanSpec,
     StreamLayerNorm,
@@ -103,7 +104,7 @@ class AttentionPool(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim, **dd))
-        self.kv = nn.Linear(dim, 2 * dim, **dd)
+        self.kv = Linear(dim, 2 * dim, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
         trunc_normal_(self.latent, std=dim**-0.5)
         trunc_normal_(self.kv.weight, std=0.02)

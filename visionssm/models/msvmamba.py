@@ -23,7 +23,7 @@ from timm.layers import DropPath, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionssm.layers import ChannelGate, DepthwiseMlp, ScanSpec, SelectiveSSM
+from visionssm.layers import ChannelGate, DepthwiseMlp, Linear, ScanSpec, SelectiveSSM
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
 from ._base import Pyramid, rename
@@ -77,13 +77,13 @@ class MultiScaleMixer(nn.Module):
         self.norm_steps = norm_steps
         self.upsample = upsample
         self.full_set, self.half_set = full_set, 1 - full_set
-        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, **dd)
         self.half_conv = nn.Conv2d(d_inner, d_inner, 7, stride=2, padding=3, groups=d_inner, **dd)
         self.ssm = SelectiveSSM(d_inner, d_state, math.ceil(dim / 16), 2, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.channel_gate = ChannelGate(d_inner, d_inner // 8, bias=False, **dd)
-        self.out_proj = nn.Linear(d_inner, dim, bias=False, **dd)
+        self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(get_scan(scan, 1), get_scan(half_scan, 1))
 
     @torch.jit.ignore

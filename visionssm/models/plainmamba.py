@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import (
     GridEmbed,
+    Linear,
     ScanningModule,
     ScanSpec,
     at_least_fp32,
@@ -130,14 +131,14 @@ class PlainMambaMixer(ScanningModule):
         dd = {'device': device, 'dtype': dtype}
         d_inner, rank = int(expand * dim), math.ceil(dim / 16)
         self.d_state = d_state
-        self.in_proj = nn.Linear(dim, 2 * d_inner, **dd)
+        self.in_proj = Linear(dim, 2 * d_inner, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
-        self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = nn.Linear(rank, d_inner, **dd)
+        self.x_proj = Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
+        self.dt_proj = Linear(rank, d_inner, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         self.direction_B = nn.Parameter(torch.empty(5, d_state, **dd))
-        self.out_proj = nn.Linear(d_inner, dim, **dd)
+        self.out_proj = Linear(d_inner, dim, **dd)
         self.set_scan(get_scan(scan, 4))
         self._init_weights()
 

@@ -13,11 +13,11 @@ the wrong axes; no published model uses it), and the step initialisation that it
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionssm.layers import SS2D, ScanSpec, SelectiveSSM
+from visionssm.layers import SS2D, Mlp, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 
 from ._base import Pyramid, rename
