@@ -2,6 +2,7 @@
 
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './settings.py']
 
+find_unused_parameters = True  # RetinaNet starts at stride 8: the adapter's finest map feeds nothing
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
 model = dict(
