@@ -167,7 +167,8 @@ def _models_part(
 
 
 def _reproduced(result: Mapping[str, Any]) -> str:
-    options = [result['dtype'], *([f'scan {result["scan"]}'] if result.get('scan') else [])]
+    options = [f'at {result["img_size"]}', result['dtype']]
+    options += [f'{option} {result[option]}' for option in ('scan', 'checkpoint') if result[option]]
     return f'{result["top1"]:.2f} ({", ".join(options)}, {result["date"]})'
 
 

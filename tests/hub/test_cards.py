@@ -96,7 +96,7 @@ def test_shapes_in_the_examples():
 
 def test_reproduced_is_measured_and_complete(tmp_path):
     result = {'model': 'mambaout_kobe.in1k', 'top1': 79.96, 'images': 50000, 'num_classes': 1000}
-    result |= {'dtype': 'float32', 'date': '2026-11-21'}
+    result |= {'dtype': 'float32', 'date': '2026-11-21', 'img_size': 224, 'scan': '', 'checkpoint': 'kobe.pth'}
     (tmp_path / 'validation').mkdir()
     (tmp_path / 'validation' / 'a.json').write_text(json.dumps(result))
     partial = {**result, 'model': 'mambaout_tiny.in1k', 'images': 100}
@@ -104,7 +104,7 @@ def test_reproduced_is_measured_and_complete(tmp_path):
     report = {'machine': {'cpu': 'some'}, 'results': [{'model': 'mambaout_kobe@224', 'images_per_second': 12.34}]}
     (tmp_path / 'models.json').write_text(json.dumps(report))
     text = family_files('mambaout', tmp_path)['mambaout.md']
-    assert '| 80.0 | 79.96 (float32, 2026-11-21) |' in text
+    assert '| 80.0 | 79.96 (at 224, float32, checkpoint kobe.pth, 2026-11-21) |' in text
     assert '| 82.7 |  |' in text
     assert '| `mambaout_kobe` | 224 | 12.3 | cpu some | `results/models.json` |' in text
 

@@ -1,0 +1,373 @@
+"""Accuracy of a classifier on a labelled data set: what turns a reported figure into a reproduced one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ._classify import load_classifier
+from .train.checkpoint import write_whole
+from .version import __version__
+
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+_COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
+_STREAMS = ('wds/', 'hfids/', 'tfds/')
+_SAVE_EVERY = 15.0  # seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure on what.
+
+    Attributes:
+        data: Folder with one folder of images per class (or with `val` or `validation` in it), 'wds/FOLDER', or
+            'hfds/NAME'.
+        split: Of the data set.
+        data_dir: Where 'hfds/' keeps its files.
+        class_map: File of class names, one per line, or of 'name index' lines; '': classes in alphabetical order.
+        num_samples: Of a 'wds/' folder without `_info.json`.
+        model: Registered name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'.
+        checkpoint: File of weights for a registered model; '': its own.
+        scan: Scan order to use instead of the model's; '': its own.
+        img_size: Side of the images; 0: the model's own.
+        crop_pct: Share of the resized image that is kept; 0: the model's own.
+        test_size: Take the size and crop that some of timm's tags recommend for tests.
+        batch_size: Images at once.
+        workers: Processes that read images; 0: none.
+        device: Where to run.
+        dtype: Key of `DTYPES`; others than float32 by autocast.
+    """
+
+    data: str
+    model: str
+    split: str = 'validation'
+    data_dir: str = ''
+    class_map: str = ''
+    num_samples: int = 0
+    checkpoint: str = ''
+    scan: str = ''
+    img_size: int = 0
+    crop_pct: float = 0.0
+    test_size: bool = False
+    batch_size: int = 128
+    workers: int = 4
+    device: str = 'cpu'
+    dtype: str = 'float32'
+
+    @property
+    def label(self) -> str:
+        """A file name for the result: the model and what was changed."""
+        changed = (self.img_size, self.crop_pct, self.scan, 'test-size' if self.test_size else '')
+        parts = [self.model, *map(str, filter(None, changed)), '' if self.dtype == 'float32' else self.dtype]
+        return re.sub(r'[^\w.+-]+', '_', '-'.join(filter(None, parts))).strip('_')
+
+
+class UnreadableImageError(ValueError):
+    """An image of the data set can't be read; its name is in the message."""
+
+
+class _Images(Dataset):
+    """The images of a timm data set from one on: an unreadable one is an error, where timm takes its neighbour."""
+
+    def __init__(self, reader: Any, mode: str, first: int) -> None:
+        self.reader, self.mode, self.first = reader, mode, first
+        self.transform = None  # set by timm's loader
+
+    def __len__(self) -> int:
+        return len(self.reader) - self.first
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        index += self.first
+        try:
+            stream, label = self.reader[index]
+            with stream:
+                image = Image.open(stream).convert(self.mode)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+            name = self.reader.filename(index, absolute=True)
+            raise UnreadableImageError(f'image {name} cannot be read: {error}') from None
+        return self.transform(image), label
+
+
+def validate(options: Options, output: Path, resume: bool = False) -> dict[str, Any]:
+    """Measure one model, write `output/LABEL.json` and gather all results there in `output/results.csv`.
+
+    What has been counted is written every few seconds, and on an interruption, to `LABEL.partial`.
+
+    Args:
+        options: What to measure.
+        output: Folder of results.
+        resume: Go on with what an interrupted run of the same settings and weights has counted; keep a finished one.
+
+    Returns:
+        The result, as in the JSON file.
+
+    Raises:
+        ValueError: If the model or the data can't be read, their classes differ, or the run to resume was another.
+        OSError: If a file is missing, or the result can't be written.
+        ImportError: If a package that the data set needs is missing.
+    """
+    if options.dtype not in DTYPES:
+        raise ValueError(f'dtype is {options.dtype!r}; allowed are {", ".join(DTYPES)}')
+    model = load_classifier(options.model, options.checkpoint or None, options.img_size or None)
+    if options.scan:
+        if not hasattr(model, 'set_scan'):
+            raise ValueError(f'{options.model} has no scan order to choose; leave --scan out')
+        model.set_scan(options.scan)
+    size = (model.in_chans, options.img_size, options.img_size) if options.img_size else None
+    given = {'input_size': size, 'crop_pct': options.crop_pct or None}
+    config = resolve_data_config(given, model=model, use_test_size=options.test_size)
+    data = _open(options, config['input_size'][0])
+    classes = getattr(data.reader, 'class_to_idx', None)
+    if classes and len(classes) != model.num_classes:
+        raise ValueError(
+            f'{options.data} has {len(classes)} classes, {options.model} {model.num_classes}: give the data of the '
+            'model, or a class map that gives each class its index'
+        )
+
+    settings = {**asdict(options), 'transform': config, 'weights': _digest(model), 'images': len(data)}
+    if not isinstance(data, IterableDataset):  # then the place to go on from does not depend on these
+        for option in ('batch_size', 'workers'):
+            del settings[option]
+    del settings['device']
+    settings = json.loads(json.dumps(settings))  # as it is read back
+    finished, partial = output / f'{options.label}.json', output / f'{options.label}.partial'
+    if resume and finished.exists() and json.loads(finished.read_text())['settings'] == settings:
+        return json.loads(finished.read_text())
+    counted = _counted(partial, settings) if resume else _Counts()
+    model = model.to(options.device)
+    _count(model, data, config, options, counted, lambda: _write(partial, {'settings': settings, **asdict(counted)}))
+    if counted.images != len(data):
+        raise ValueError(
+            f'{len(data) - counted.images} of the {len(data)} images of {options.data} were not read: '
+            f'{", ".join(_broken_members(data)) or "see the warnings above"}'
+        )
+    result = _result(options, model, config, counted, settings)
+    _write(finished, result)
+    partial.unlink(missing_ok=True)
+    gather(output)
+    return result
+
+
+def gather(output: Path) -> Path:
+    """Write all results in a folder to `results.csv`, best first, with the columns of timm's results files."""
+    results = [json.loads(file.read_text(encoding='utf-8')) for file in sorted(output.glob('*.json'))]
+
+    def write(stream: Any) -> None:
+        lines = _Lines(stream)
+        writer = csv.DictWriter(lines, _COLUMNS, extrasaction='ignore', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(sorted(results, key=lambda result: -result['top1']))
+
+    write_whole(output / 'results.csv', write)
+    return output / 'results.csv'
+
+
+class _Lines:
+    """Text to a binary stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text.encode())
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda stream: stream.write((json.dumps(content, indent=1) + '\n').encode()))
+
+
+def _open(options: Options, channels: int) -> Any:
+    """A timm data set."""
+    if channels not in (1, 3):
+        raise ValueError(f'the model takes images of {channels} channels; files are read with 1 or 3')
+    kind, slash, rest = options.data.partition('/')
+    stream = options.data.startswith(_STREAMS)
+    if slash and kind in ('hfds', 'wds', 'hfids', 'tfds'):
+        name, root = options.data, options.data_dir or (rest if kind == 'wds' else None)
+    else:
+        name, root = '', options.data
+    if (not name or kind == 'wds') and '://' not in root and not Path(root).is_dir():
+        raise FileNotFoundError(f'no folder of images at {root}')
+    try:
+        return create_dataset(
+            name,
+            root=root,
+            split=options.split,
+            class_map=options.class_map or None,
+            batch_size=options.batch_size,
+            input_img_mode='L' if channels == 1 else 'RGB',
+            **({'num_samples': options.num_samples or None} if stream else {}),
+        )
+    except (RuntimeError, AssertionError) as error:  # how timm says that there are no images, or no such split
+        raise ValueError(f'{options.data} cannot be read: {error}') from error
+
+
+@dataclass
+class _Counts:
+    """What has been seen: images, batches, and those with the right class first or among the first five."""
+
+    images: int = 0
+    batches: int = 0
+    top1: int = 0
+    top5: int = 0
+    seconds: float = 0.0
+
+
+def _counted(partial: Path, settings: Mapping[str, Any]) -> _Counts:
+    if not partial.exists():
+        return _Counts()
+    stored = json.loads(partial.read_text(encoding='utf-8'))
+    before = stored.pop('settings')
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if changed:
+        raise ValueError(
+            f'{partial} is of a run with another {", ".join(changed)}; start without --resume to replace it'
+        )
+    return _Counts(**stored)
+
+
+def _count(
+    model: nn.Module, data: Any, config: Mapping[str, Any], options: Options, counts: _Counts, save: Any
+) -> None:
+    """Go through the images that have not been counted."""
+    from tqdm import tqdm
+
+    streams = isinstance(data, IterableDataset)
+    skip = counts.batches if streams else 0  # a stream has to be read again, but not to be classified
+    images = data if streams else _Images(data.reader, 'L' if config['input_size'][0] == 1 else 'RGB', counts.images)
+    if not len(images):
+        return
+    loader = create_loader(
+        images,
+        input_size=config['input_size'],
+        batch_size=options.batch_size,
+        is_training=False,
+        use_prefetcher=False,
+        interpolation=config['interpolation'],
+        mean=config['mean'],
+        std=config['std'],
+        crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'],
+        num_workers=options.workers,
+        pin_memory=options.device.startswith('cuda'),
+        persistent_workers=False,
+    )
+    dtype, device = DTYPES[options.dtype], torch.device(options.device)
+    start, before, saved = time.perf_counter(), counts.seconds, time.perf_counter()
+    quiet = not sys.stderr.isatty()
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+            tqdm(total=len(data), initial=counts.images, disable=quiet, unit='img', desc=options.model) as bar,
+        ):
+            for number, (x, labels) in enumerate(_batches(loader)):
+                if number < skip:
+                    continue
+                if labels.max() >= model.num_classes or labels.min() < 0:
+                    raise ValueError(
+                        f'{options.data} has a label {int(labels.max())}; {options.model} has classes 0 to '
+                        f'{model.num_classes - 1}'
+                    )
+                logits = model(x.to(device)).float()
+                found = logits.topk(min(5, logits.shape[1]))[1].cpu() == labels[:, None]
+                counts.images += len(labels)
+                counts.batches += 1
+                counts.top1 += int(found[:, 0].sum())
+                counts.top5 += int(found.any(1).sum())
+                counts.seconds = before + time.perf_counter() - start
+                bar.update(len(labels))
+                bar.set_postfix_str(f'top-1 {100 * counts.top1 / counts.images:.2f}', refresh=False)
+                if time.perf_counter() - saved > _SAVE_EVERY:
+                    save()
+                    saved = time.perf_counter()
+    except BaseException:  # an interruption, too, keeps what has been counted
+        if counts.images:
+            save()
+        raise
+
+
+def _batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; an error of a process that reads comes without the traceback that torch puts before it."""
+    try:
+        yield from loader
+    except UnreadableImageError as error:
+        raise UnreadableImageError(str(error).strip().splitlines()[-1].partition('image ')[2] or str(error)) from None
+
+
+def _result(
+    options: Options, model: nn.Module, config: Mapping[str, Any], counts: _Counts, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    top1, top5 = (round(100 * right / counts.images, 4) for right in (counts.top1, counts.top5))
+    device = torch.device(options.device)
+    return {
+        'model': _tagged(options.model, model),
+        'top1': top1,
+        'top1_err': round(100 - top1, 4),
+        'top5': top5,
+        'top5_err': round(100 - top5, 4),
+        'param_count': round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+        'img_size': config['input_size'][-1],
+        'crop_pct': config['crop_pct'],
+        'interpolation': config['interpolation'],
+        'images': counts.images,
+        'num_classes': model.num_classes,
+        'dtype': options.dtype,
+        'scan': options.scan,
+        'checkpoint': Path(options.checkpoint).name,
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        'seconds': round(counts.seconds, 1),
+        'images_per_second': round(counts.images / max(counts.seconds, 1e-9), 1),
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'versions': {'visionssm': __version__, 'torch': torch.__version__, 'timm': timm.__version__},
+        'settings': settings,
+    }
+
+
+def _tagged(name: str, model: nn.Module) -> str:
+    """The name with its tag: a bare one stands for the weights that are its default."""
+    tag = model.pretrained_cfg.get('tag')
+    return name if ':' in name or '.' in name or not tag else f'{name}.{tag}'
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, x in model.state_dict().items():
+        digest.update(name.encode() + x.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _broken_members(data: Any) -> Iterable[str]:
+    """Images in local WebDataset shards that can't be read, by shard and name."""
+    import tarfile
+
+    reader = data.reader
+    for shard in getattr(getattr(reader, 'split_info', None), 'filenames', ()):
+        file = Path(reader.root, shard)
+        if not file.is_file():
+            continue
+        with tarfile.open(file) as members:
+            for member in members:
+                if Path(member.name).suffix.lower() not in ('.jpg', '.jpeg', '.png', '.webp'):
+                    continue
+                try:
+                    Image.open(members.extractfile(member)).convert('RGB')
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                    yield f'{member.name} in {file}'
