@@ -23,7 +23,7 @@ from ._cards import folder_card
 from ._catalog import check_model, sketch
 from .demo import replaced_folder
 from .models._checkpoint import check_fit, load_checkpoint
-from .models._download import _SHA256, sha256
+from .models._download import published_sha256, sha256
 from .models._downstream import DOWNSTREAM, Downstream
 from .version import __version__
 
@@ -217,7 +217,7 @@ def _release(
         entries = [(config, f'{name}.{config.tag}' if config.tag else name)]
     for entry, title in entries:
         address = _address(entry)
-        known = _SHA256.get(f'hf://{entry.hf_hub_id}/{entry.hf_hub_filename}')
+        known = published_sha256(entry)
         if known == digest:
             return entry, title, 'SHA-256'
         if known is None and address and file == address.rpartition('/')[2]:

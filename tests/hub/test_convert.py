@@ -161,6 +161,7 @@ def test_release_by_name_and_by_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(_convert, '_check_loads', lambda *args: None)  # seconds
     file = tmp_path / 'vim_t_midclstok_76p1acc.pth'
     torch.save({'model': state('vim_tiny_patch16_224')}, file)
+    monkeypatch.setattr(_convert, 'published_sha256', lambda source: None)
     done = convert(file, 'vim_tiny_patch16_224', tmp_path / 'out')
     assert 'name alone' in done.release and done.license == 'contradictory'
     data = ModelCard.load(tmp_path / 'out' / 'README.md').data
@@ -168,12 +169,11 @@ def test_release_by_name_and_by_digest(tmp_path, monkeypatch):
     (result,) = data.eval_results
     assert result.metric_value == 76.1 and result.verified is False and 'authors' in result.metric_name
 
-    config = timm.models.get_pretrained_cfg('vim_tiny_patch16_224')
-    origin = f'hf://{config.hf_hub_id}/{config.hf_hub_filename}'
-    monkeypatch.setitem(_convert._SHA256, origin, hashlib.sha256(file.read_bytes()).hexdigest())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(_convert, 'published_sha256', lambda source: digest)
     renamed = file.rename(tmp_path / 'any.pth')
     assert convert(renamed, 'vim_tiny_patch16_224', tmp_path / 'out').release.endswith('SHA-256')
-    monkeypatch.setitem(_convert._SHA256, origin, '0' * 64)  # the name is right, the bytes are not
+    monkeypatch.setattr(_convert, 'published_sha256', lambda source: '0' * 64)  # the name is right, the bytes are not
     file = renamed.rename(file)
     assert convert(file, 'vim_tiny_patch16_224', tmp_path / 'out').release == ''
     assert ModelCard.load(tmp_path / 'out' / 'README.md').data.license == 'unknown'

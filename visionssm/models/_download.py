@@ -161,6 +161,13 @@ def verify(cached: Cached) -> None:
         _write_record(cached, digest)
 
 
+def published_sha256(source: Source) -> str | None:
+    """SHA-256 of the file of `source` as published, if it is known before a download."""
+    if not source.hf_hub_id:
+        return None
+    return _SHA256.get(f'hf://{_split(source.hf_hub_id)[0]}/{source.hf_hub_filename}')
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
