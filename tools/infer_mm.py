@@ -56,7 +56,8 @@ def infer(args: argparse.Namespace) -> str:
         sample = model.test_step(pseudo_collate([Compose(steps)({'img_path': args.image, 'img_id': 0})]))[0].cpu()
 
     visualizer = VISUALIZERS.build({**config.visualizer, 'vis_backends': None, 'name': 'infer'})
-    visualizer.dataset_meta = {**DATASETS.get(dataset.type).METAINFO, **dataset.get('metainfo', {})}
+    with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
+        visualizer.dataset_meta = {**registry.get(dataset.type).METAINFO, **dataset.get('metainfo', {})}
     names = visualizer.dataset_meta['classes']
     drawing = {'data_sample': sample, 'draw_gt': False, 'out_file': args.output}
     if 'pred_instances' in sample:

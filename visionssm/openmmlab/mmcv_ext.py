@@ -2,8 +2,8 @@
 
 mmcv-lite has no `mmcv._ext`, and mmdet and mmseg import it. What they need of it to be imported is only that names
 exist; what Mask R-CNN, Cascade R-CNN, RetinaNet, FCOS and UPerNet run is RoIAlign and NMS, which torchvision has, too.
-Importing this module puts such an extension into `sys.modules`, unless a compiled one is there, and lets torch's safe
-loading read the checkpoints of mmengine's runner, so that `resume=True` works. It needs nothing else of this package:
+Importing this module puts such an extension into `sys.modules`, unless a compiled one is there, and lets mmengine read
+its runner's checkpoints under torch's safe loading, so that `resume=True` works. It needs nothing else of this package:
 in any config,
 
     custom_imports = dict(imports=['visionssm.openmmlab.mmcv_ext'], allow_failed_imports=False)
@@ -155,37 +155,39 @@ def _check_average(pool_mode: int) -> None:
         )
 
 
-def allow_runner_checkpoints() -> None:
-    """Let `torch.load(weights_only=True)` read what mmengine's runner stores beside weights: its log, as numbers.
+def read_runner_checkpoints() -> None:
+    """Let mmengine's runner read what it stores beside weights, its log and random seeds, by torch's safe loading.
 
-    Allowed are mmengine's `HistoryBuffer` and numpy's arrays of plain numbers, for as long as the process lasts; the
-    functions that the log refers to are looked up on that class alone.
+    Allowed are mmengine's `HistoryBuffer` and numpy's arrays and scalars of plain numbers, in checkpoint files that
+    mmengine loads and nowhere else; the functions that the log refers to are looked up on that class alone.
 
     Raises:
         ImportError: If there is no mmengine.
     """
     from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
     def method(owner: type, name: str) -> Any:
         if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
             raise ValueError(f'a checkpoint asks for {name!r} of {owner!r}, which is not allowed')
         return getattr(owner, name)
 
-    multiarray = np.zeros(1).__reduce__()[0].__module__  # numpy.core or numpy._core, by version
-    core = sys.modules[multiarray]
-    names = [f'numpy.{package}.multiarray' for package in ('core', '_core')]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (method, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
-            *{type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'bool')},
-            *((core._reconstruct, f'{name}._reconstruct') for name in names),
-            *((core.scalar, f'{name}.scalar') for name in names),
-        ]
-    )
+    multiarray = sys.modules[np.zeros(1).__reduce__()[0].__module__]  # numpy.core's or numpy._core's, by version
+    allowed = [
+        HistoryBuffer,
+        (method, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'bool')},
+        *((multiarray._reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+        *((multiarray.scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    ]
+
+    @CheckpointLoader.register_scheme(prefixes='', force=True)
+    def load_from_file(filename: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(allowed):
+            return load_from_local(filename, map_location)
 
 
 install()
-allow_runner_checkpoints()
+read_runner_checkpoints()
