@@ -91,7 +91,10 @@ def test_branch_stays_for_tags_and_moves_for_names(hub, run, weights, tmp_path):
     tag = "create(hf_hub_id='acme/moving', hf_hub_filename='pytorch_model.bin')"
     assert run(tag) == [f'ok {before}']
     assert run("create('hf-hub:acme/moving')") == [f'ok {after}']
-    assert run(f"create('hf-hub:acme/moving@{'a' * 40}')") == [f'ok {before}']
+    pinned = f"create('hf-hub:acme/moving@{'a' * 40}')"
+    assert run(pinned) == [f'ok {before}']
+    asked = len(hub.requests)
+    assert run(pinned) == [f'ok {before}'] and len(hub.requests) == asked
     assert run(f"{OFFLINE}create('hf-hub:acme/moving')") == [f'ok {after}']
     assert run(tag.replace("'acme/moving'", f"'acme/moving', cache_dir={str(tmp_path)!r}")) == [f'ok {after}']
     assert list(tmp_path.glob('models--acme--moving/blobs/*'))

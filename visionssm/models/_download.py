@@ -38,6 +38,7 @@ _logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _DIGEST = re.compile(r'[0-9a-f]{64}')
+_COMMIT = re.compile(r'@[0-9a-f]{40}$')
 _FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a folder or Hub repository in timm's layout, best first
 # as the pages of the files on huggingface.co state them; no other file's is known before it is downloaded
 _SHA256 = {
@@ -106,7 +107,8 @@ def fetch(source: Source, cache_dir: str | Path | None = None, latest: bool = Fa
     Raises:
         WeightsError: If the file can't be had, or is not what it should be.
     """
-    found = None if latest and source.hf_hub_id else find_cached(source, cache_dir)
+    moving = source.hf_hub_id and not _COMMIT.search(source.hf_hub_id)
+    found = None if latest and moving else find_cached(source, cache_dir)
     if found is None:
         found = _download(source, cache_dir)
     verify(found)
