@@ -199,6 +199,28 @@ class _Stream(IterableDataset):
             yield image, int(label), []
 
 
+def train_transform(recipe: Recipe, image: ImageConfig) -> Transform:
+    """The augmentation of a recipe, of one image at a time: to bytes, which are normalised on the device."""
+    transform = create_transform(
+        image.input_size,
+        is_training=True,
+        scale=tuple(recipe.scale),
+        ratio=tuple(recipe.ratio),
+        hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment,
+        interpolation=recipe.interpolation,
+        mean=image.mean,
+        std=image.std,
+        use_prefetcher=True,
+    )
+    for step in transform.transforms:
+        for op in getattr(step, 'ops', ()):
+            if op.name.startswith('Posterize'):
+                op.aug_fn = _posterize
+    return transform
+
+
 def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     # RandAugment of the published recipes asks for no bits now and then, a black image, which Pillow 13 refuses
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
@@ -282,27 +304,6 @@ class ImageData:
             num_classes=num_classes,
         )
 
-    def _train_transform(self) -> Transform:
-        recipe = self.recipe
-        transform = create_transform(
-            self.image.input_size,
-            is_training=True,
-            scale=tuple(recipe.scale),
-            ratio=tuple(recipe.ratio),
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter or None,
-            auto_augment=recipe.auto_augment,
-            interpolation=recipe.interpolation,
-            mean=self.image.mean,
-            std=self.image.std,
-            use_prefetcher=True,  # bytes; they are normalised on the device
-        )
-        for step in transform.transforms:
-            for op in getattr(step, 'ops', ()):
-                if op.name.startswith('Posterize'):
-                    op.aug_fn = _posterize
-        return transform
-
     def _eval_transform(self) -> Transform:
         return create_transform(
             self.image.input_size,
@@ -382,12 +383,12 @@ class ImageData:
         if self.streamed:  # what comes before is read again: a stream has no positions
             loader = self._stream_loader(self.recipe.train_split, True, epoch)
             return islice(loader, first, self.updates * self.accumulate)
-        samples = _Samples(self.train, self._train_transform(), self.recipe.seed, epoch)
+        samples = _Samples(self.train, train_transform(self.recipe, self.image), self.recipe.seed, epoch)
         return self._loader(samples, _Draw(self.order(epoch), self.micro, self.processes, first), epoch)
 
     def _stream_loader(self, split: str, training: bool, epoch: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         stream = _Stream(self.recipe, split, self.image.input_size[0], training, epoch, self.micro)
-        stream.transform = self._train_transform() if training else self._eval_transform()
+        stream.transform = train_transform(self.recipe, self.image) if training else self._eval_transform()
         return self._loader(stream, None, epoch)
 
     def _loader(self, data: Dataset, batches: _Draw | None, salt: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
