@@ -20,7 +20,8 @@ from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
 from ._cards import folder_card
-from ._catalog import check_model, sketch
+from ._catalog import check_model, sketch, takes_argument
+from ._families import family_of
 from .demo import replaced_folder
 from .models._checkpoint import check_fit, load_checkpoint
 from .models._download import published_sha256, sha256
@@ -34,6 +35,12 @@ _ADDED = re.compile(
     r'(outnorm|outproj|norm_layer|ad_norm|fpn)\d+\.|out(norm|_map)_\d+\.|(spm|interactions|up|rope)\.|level_embed$'
 )
 _NORM = 'norm.'  # the final norm, which detectors do not have
+# what upstream's detectors and segmenters of Vim and LBVim do otherwise shows in the names of their weights
+_SIGNS = (
+    ('class_token', False, lambda names: 'cls_token' not in names),
+    ('rotary', True, lambda names: any(name.startswith('rope.') for name in names)),
+    ('norm_layer', 'layernorm', lambda names: 'layers.0.norm.bias' in names or 'blocks.0.norm.bias' in names),
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def convert(
         checkpoint: Anything that `load_checkpoint` reads: upstream's format or ours.
         name: Registered name, with or without a tag.
         output: Folder to write; the result of an earlier conversion is replaced.
-        model_args: Arguments of the model that are not its own defaults, as JSON has them. Classes and image channels
-            are those of the file.
+        model_args: Arguments of the model that are not its own defaults, as JSON has them. Classes, image channels, and
+            what upstream's detectors and segmenters do otherwise are taken from the file.
         source: Where the file is from.
         license: Of the weights, as the Hub names it; '': that of the release, if the file is one.
 
@@ -98,6 +105,10 @@ def convert(
     own = {key: x for key, x in state_dict.items() if not dense or key.startswith(('backbone.', 'head.'))}
     left_out = tuple(sorted({key.partition('.')[0] for key in state_dict.keys() - own.keys()}))
     own = {key.removeprefix('backbone.').removeprefix('model.'): x for key, x in own.items()}
+    if dense and family_of(base) in ('vim', 'lbvim'):
+        plain = sketch(base)
+        signs = {arg: value for arg, value, shows in _SIGNS if takes_argument(plain, arg) and shows(own)}
+        model_args = {**signs, **model_args}
     extra = {key: x.contiguous() for key, x in own.items() if _ADDED.match(key)}
     own = {key: x for key, x in own.items() if key not in extra}
     shape_args = _shape_args(own, base, config, model_args)

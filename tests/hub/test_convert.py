@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import visionssm  # noqa: F401  registers the models
 from visionssm import _convert, cli
 from visionssm._convert import convert
+from visionssm.models._dense import DenseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,6 +111,37 @@ def test_adapter_of_plainmamba(upstream, tmp_path):
     done = convert(tmp_path / 'l1_1x.pth', 'plainmamba_l1', tmp_path / 'out')
     assert set(done.extra) == set(added) and done.fresh == ('norm.weight', 'norm.bias')
     assert len(load(done.folder, features_only=True)(torch.randn(1, 3, 64, 64))) == 3
+
+
+def test_our_own_detector(tmp_path):
+    """What OpenMMLab saves of `visionssm.Backbone`."""
+    torch.manual_seed(0)
+    dense = DenseModel(timm.create_model('test_vmamba'), (0, 1, 2, 3), out_norm=True)
+    weights = {f'backbone.{name}': x for name, x in dense.state_dict().items()}
+    torch.save({'state_dict': {**weights, 'decode_head.conv_seg.bias': torch.ones(2)}}, tmp_path / 'iter_10.pth')
+    done = convert(tmp_path / 'iter_10.pth', 'test_vmamba', tmp_path / 'out')
+    assert done.fresh == ('norm.weight', 'norm.bias') and len(done.extra) == 8
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        extra = load_file(done.folder / 'backbone_extra.safetensors')
+        for i, (y, expected) in enumerate(zip(load(done.folder, features_only=True).eval()(x), dense(x), strict=True)):
+            y = y.permute(0, 2, 3, 1)
+            y = F.layer_norm(y, y.shape[-1:], extra[f'outnorm{i}.weight'], extra[f'outnorm{i}.bias'])
+            torch.testing.assert_close(y.permute(0, 3, 1, 2), expected)
+
+
+def test_segmenters_of_vim_show_what_they_do(tmp_path):
+    """No class token, rotary embedding, another image size."""
+    weights = {k: x for k, x in state('test_vim').items() if k != 'cls_token' and not k.startswith('head')}
+    weights['pos_embed'] = torch.randn(1, 64, 64)
+    weights |= {'rope.freqs_cos': torch.ones(64, 64), 'fpn1.0.weight': torch.ones(2)}
+    torch.save({'state_dict': {f'backbone.{name}': x for name, x in weights.items()}}, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match='img_size=128'):
+        convert(tmp_path / 'w.pth', 'test_vim', tmp_path / 'out')
+    done = convert(tmp_path / 'w.pth', 'test_vim', tmp_path / 'out', {'img_size': 128})
+    assert load(done.folder).cls_token is None
+    assert json.loads((done.folder / 'config.json').read_text())['model_args']['rotary'] is True
+    assert set(done.extra) == {'rope.freqs_cos', 'fpn1.0.weight'}
 
 
 @pytest.fixture(scope='module')
