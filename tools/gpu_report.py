@@ -43,6 +43,8 @@ MODELS = (
     ('vim_tiny_patch16_224', 1248, 4),
     ('deit_tiny_patch16_224', 1248, 4),
 )
+STEPS = (('vmamba_tiny_s1l8', 128), ('vim_small_patch16_224', 128), ('a2mamba_tiny', 128))
+DRY_STEPS = (('test_vmamba', 2),)
 # goals of the kernels on one H100
 SPEEDUP = {1: 2.0, 16: 1.3}
 MEMORY_SHARE = 0.5
@@ -265,6 +267,65 @@ def model_rows(models, device: str) -> list[dict]:
     return rows
 
 
+class _Flat:
+    """A schedule that leaves the learning rate as it is."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Do nothing."""
+
+
+def step_rows(models, device: str, dry: bool) -> list[dict]:
+    """Images per second and peak memory of an update by the loop of `visionssm train`, in bf16, plain and compiled."""
+    import timm
+
+    import visionssm  # noqa: F401 (registers the models)
+    from visionssm.train.loop import fit
+
+    rows = []
+    for name, batch in models:
+        for compiled in (False,) if dry else (False, True):
+            torch.compiler.reset()
+            model = timm.create_model(name).to(device)
+            size = model.pretrained_cfg['input_size'][-1]
+            images = torch.randn(batch, 3, size, size, device=device)
+            labels = torch.randint(1000, (batch,), device=device)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+            forward = torch.compile(model) if compiled else model
+
+            def loss_fn(forward, images, labels):
+                with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+                    return torch.nn.functional.cross_entropy(forward(images), labels)
+
+            step = partial(
+                fit,
+                model,
+                lambda epoch, first, batch=(images, labels): [batch],
+                loss_fn,
+                optimizer,
+                _Flat(),
+                None,
+                epochs=1,
+                forward=forward,
+                clip_grad=5.0,
+            )
+            row = {'model': name, 'size': size, 'batch': batch, 'compiled': compiled}
+            try:
+                row['step'] = measure(step, device)
+            except RuntimeError as error:  # what the compiler could not do is a result, too
+                row['step'] = {'skipped': f'{type(error).__name__}: {str(error).splitlines()[0]}'}
+            if 'ms' in row['step']:
+                row['step']['images_per_s'] = 1e3 * batch / row['step']['ms']
+            rows.append(row)
+            print(step_line(row), flush=True)
+    return rows
+
+
+def step_line(row: dict) -> str:
+    """An update as a row of the table."""
+    cells = [f'{row["model"]} at {row["size"]}', str(row['batch']), 'compiled' if row['compiled'] else 'plain']
+    return '| ' + ' | '.join(cells + [_cell(row['step'], key) for key in ('images_per_s', 'ms', 'peak_mib')]) + ' |'
+
+
 def goals(rows: list[dict]) -> list[str]:
     """Which goals each shape meets."""
     lines = []
@@ -329,6 +390,9 @@ def markdown(report: dict) -> str:
     lines += ['', '## Goals', '', *(goals(report['scans']) or ['- none could be judged'])]
     lines += ['', '## Models', '', '| model | batch | inference images/s | peak MiB | training images/s | peak MiB |']
     lines += ['|---|---|---|---|---|---|', *(model_line(row) for row in report['models'])]
+    lines += ['', '## Updates of `visionssm train`: forward, backward, clipping, AdamW; bf16', '']
+    lines += ['| model | batch | | images/s | ms | peak MiB beyond weights and states |', '|---|---|---|---|---|---|']
+    lines += [step_line(row) for row in report['steps']]
     return '\n'.join(lines) + '\n'
 
 
@@ -364,6 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
         'checks': checks,
         'scans': scan_rows(DRY_SHAPES if args.dry_run else SHAPES, dtype, device, args.dry_run),
         'models': [] if args.dry_run else model_rows(MODELS, device),
+        'steps': step_rows(DRY_STEPS if args.dry_run else STEPS, device, args.dry_run),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'gpu_report.json').write_text(json.dumps(report, indent=2) + '\n')

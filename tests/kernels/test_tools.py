@@ -107,6 +107,7 @@ def test_dry_run_of_the_report(tmp_path):
     report = json.loads((tmp_path / 'gpu_report.json').read_text())
     assert report['dry_run'] and len(report['scans']) == 2
     assert all(row['triton training']['ms'] > 0 for row in report['scans'])
+    assert report['steps'][0]['step']['images_per_s'] > 0
     assert 'not GPU figures' in (tmp_path / 'gpu_report.md').read_text()
 
 

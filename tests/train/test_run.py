@@ -93,6 +93,20 @@ def test_learns(tmp_path):
     assert picture.shape[0] > 600 and picture.shape[1] > 1000 and picture.std() > 0.05
 
 
+def test_tensorboard_and_a_bar(tmp_path, capfd):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    keys = ['tensorboard=true', 'train_samples=64', 'val_split=null']
+    train(recipe('test_vmamba', *keys), tmp_path, silent, bar=True)
+    shown = capfd.readouterr().err
+    assert '2/2 [' in shown and 'images/s' in shown and 'epoch 1/1: loss' in shown
+    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    rows = read_table(tmp_path / 'steps.csv')
+    assert [event.value for event in events.Scalars('train/loss')] == pytest.approx([float(row['loss']) for row in rows])
+    assert [event.step for event in events.Scalars('epoch/loss')] == [1]
+
+
 def columns(folder, table, names):
     return [[row[name] for name in names] for row in read_table(folder / table)]
 
