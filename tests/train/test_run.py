@@ -103,7 +103,9 @@ def test_tensorboard_and_a_bar(tmp_path, capfd):
     assert '2/2 [' in shown and 'images/s' in shown and 'epoch 1/1: loss' in shown
     events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
     rows = read_table(tmp_path / 'steps.csv')
-    assert [event.value for event in events.Scalars('train/loss')] == pytest.approx([float(row['loss']) for row in rows])
+    assert [event.value for event in events.Scalars('train/loss')] == pytest.approx(
+        [float(row['loss']) for row in rows]
+    )
     assert [event.step for event in events.Scalars('epoch/loss')] == [1]
 
 
