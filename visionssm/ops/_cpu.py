@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ._dispatch import output_shape
+
 _SOURCE = Path(__file__).with_name('selective_scan.cpp')
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_MERGED, _PER_DIRECTION, _PER_STEP = 0, 1, 2
 _COMPILE_SECONDS = 300
 _UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
 
@@ -254,13 +255,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
     call = _Call(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, length, directions, channels = delta.shape
-    shape = {
-        _MERGED: (batch, length, channels),
-        _PER_DIRECTION: (batch, length, directions, channels),
-        _PER_STEP: (batch, call.scan.steps, directions, channels),
-    }[mode]
-    out = call.point('out', u.new_empty(shape))
+    batch, _, directions, channels = delta.shape
+    out = call.point('out', u.new_empty(output_shape(mode, delta, order)))
     state = u.new_empty((batch, directions, channels, B.shape[-1]) if return_last_state else (0,), dtype=torch.float32)
     if return_last_state:
         call.point('last_state', state)

@@ -19,8 +19,21 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 _logger = logging.getLogger('visionssm.ops')
+
+
+MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what a scan returns: (B, L, D), (B, L, K, D), (B, T, K, D)
+
+
+def output_shape(mode: int, delta: Tensor, order: Tensor | None) -> tuple[int, ...]:
+    """Shape of what a scan returns in `mode`, of `delta` (B, L, K, D) and visiting orders (K, T)."""
+    batch, length, directions, channels = delta.shape
+    if mode == MERGED:
+        return batch, length, channels
+    rows = length if mode == PER_DIRECTION or order is None else order.shape[1]
+    return batch, rows, directions, channels
 
 
 class Problem(NamedTuple):

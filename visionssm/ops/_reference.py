@@ -80,16 +80,11 @@ def selective_scan_ref(
         out = torch.stack(y, 1) if y else u.new_zeros(batch, 0, directions, channels)
     else:
         out = u.new_zeros(batch, length, directions, channels)
+        sample = torch.arange(batch, device=u.device).unsqueeze(1)
         for t in range(steps):
-            out = out.index_put(
-                (slice_index(batch, u), order[:, t].expand(batch, -1), k.expand(batch, -1)), y[t], accumulate=True
-            )
+            at = (sample, order[:, t].expand(batch, -1), k.expand(batch, -1))
+            out = out.index_put(at, y[t], accumulate=True)
         if merge:
             out = out.sum(2)
     out = out.to(dtype)
     return (out, last_state) if return_last_state else out
-
-
-def slice_index(batch: int, like: Tensor) -> Tensor:
-    """Batch indices as a column, to pair with (K,) token and direction indices."""
-    return torch.arange(batch, device=like.device).unsqueeze(1)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._dispatch import MERGED, PER_STEP, output_shape
+
 _CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
-MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2
 
 
 class _Scan(NamedTuple):
@@ -154,14 +155,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
     scan = _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, length, directions, channels = delta.shape
-    steps = scan.order.shape[0]
-    shape = {
-        MERGED: (batch, length, channels),
-        PER_DIRECTION: (batch, length, directions, channels),
-        PER_STEP: (batch, steps, directions, channels),
-    }[mode]
-    out = scan.u.new_zeros(shape)
+    batch, _, directions, channels = delta.shape
+    out = scan.u.new_zeros(output_shape(mode, delta, order))
     state = scan.u.new_zeros(batch, directions, channels, B.shape[-1])
     for at in scan.chunks():
         chunk = _load(scan, at)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from . import _dispatch
+from ._dispatch import MERGED, PER_DIRECTION, PER_STEP, output_shape
 from ._reference import selective_scan_ref
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what the op returns: (B, L, D), (B, L, K, D), (B, T, K, D)
 
 
 def selective_scan(
@@ -126,7 +126,7 @@ def scan_tokens(
         A = A.repeat_interleave(repeats, 1)
         if delta_bias is not None:
             delta_bias = delta_bias.repeat_interleave(repeats, 1)
-    mode = 2 if per_step else 0 if merge else 1
+    mode = 2 if per_step else 0 if merge else 1  # numbers, for the script compiler
     return torch.ops.visionssm.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window, False, ''
     )[0]
@@ -292,15 +292,9 @@ def _scan_fake(
     return_last_state,
     backend,
 ):
-    batch, length, directions, channels = delta.shape
-    if mode == MERGED:
-        out = u.new_empty(batch, length, channels)
-    elif mode == PER_DIRECTION:
-        out = u.new_empty(batch, length, directions, channels)
-    else:
-        out = u.new_empty(batch, length if order is None else order.shape[1], directions, channels)
+    batch, _, directions, channels = delta.shape
     state_shape = (batch, directions, channels, B.shape[-1]) if return_last_state else (0,)
-    return out, u.new_empty(state_shape, dtype=state_dtype(u))
+    return u.new_empty(output_shape(mode, delta, order)), u.new_empty(state_shape, dtype=state_dtype(u))
 
 
 @torch.library.custom_op('visionssm::selective_scan_backward', mutates_args=())
