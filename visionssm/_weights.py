@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from ._catalog import model_names, reported_top1
-from .models._download import Cached, Source, fetch, find_cached, partial_downloads, verify
+from .models._download import Cached, fetch, find_cached, partial_downloads, verify
 from .models._downstream import DOWNSTREAM, Downstream
 
 
@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
     name: str
     task: str
-    source: Source
+    source: PretrainedCfg | Downstream
 
     @property
     def where(self) -> str:
@@ -87,7 +87,7 @@ def find_weights(pattern: str = '') -> list[Weights]:
         ValueError: If none does.
     """
     tags = [name for name in model_names(tags=True) if '.' in name]
-    every = [Weights(name, 'classification', get_pretrained_cfg(name)) for name in tags]
+    every = [Weights(name, 'classification', get_pretrained_cfg(name, allow_unregistered=False)) for name in tags]
     tasks = {'coco': 'detection', 'ade20k': 'segmentation'}
     every += [Weights(name, tasks[entry.dataset], entry) for name, entry in DOWNSTREAM.items()]
     wanted = pattern if set('*?[') & set(pattern) else f'*{pattern}*'

@@ -15,7 +15,7 @@ import uuid
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -73,9 +73,14 @@ class Source(Protocol):
         url: Address; None: none.
     """
 
-    hf_hub_id: str | None
-    hf_hub_filename: str | None
-    url: str | None
+    @property
+    def hf_hub_id(self) -> str | None: ...  # noqa: D102  see above
+
+    @property
+    def hf_hub_filename(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def url(self) -> Any: ...  # noqa: D102  timm also has pairs
 
 
 class Cached(NamedTuple):
@@ -120,9 +125,9 @@ def find_cached(source: Source, cache_dir: str | Path | None = None) -> Cached |
     if source.hf_hub_id:
         repo, revision = _split(source.hf_hub_id)
         for name in _names(source):
-            path = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
-            if isinstance(path, str):
-                return _from_hub(repo, name, path)
+            found = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
+            if isinstance(found, str):
+                return _from_hub(repo, name, found)
     elif source.url and (path := _url_path(source.url, cache_dir)).is_file():
         return Cached(path, source.url)
     return None
@@ -243,12 +248,15 @@ def _hub_digest(path: Path) -> str | None:
 
 def _url_path(url: str, cache_dir: str | Path | None) -> Path:
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / 'checkpoints'  # as timm
-    return folder / urlsplit(url).path.rpartition('/')[2]
+    name = urlsplit(url).path.rpartition('/')[2]
+    if not name:
+        raise WeightsError(f'{url} names no file')
+    return folder / name
 
 
 def _download(source: Source, cache_dir: str | Path | None) -> Cached:
     if source.hf_hub_id:
-        return _download_from_hub(source, cache_dir)
+        return _download_from_hub(source.hf_hub_id, _names(source), cache_dir)
     if source.url:
         path = _url_path(source.url, cache_dir)
         _download_url(source.url, path)
@@ -256,12 +264,12 @@ def _download(source: Source, cache_dir: str | Path | None) -> Cached:
     raise WeightsError('these weights have no address to download them from')
 
 
-def _download_from_hub(source: Source, cache_dir: str | Path | None) -> Cached:
-    repo, revision = _split(source.hf_hub_id)
-    names = _names(source)
+def _download_from_hub(hub_id: str, names: tuple[str, ...], cache_dir: str | Path | None) -> Cached:
+    """The first of `names` that is there."""
+    repo, revision = _split(hub_id)
     where = f'{" or ".join(names)} of {repo}' + (f' at {revision}' if revision else '')
     endpoint = constants.ENDPOINT
-    options = {
+    options: dict[str, Any] = {
         'revision': revision,
         'cache_dir': cache_dir,
         'library_name': 'visionssm',
@@ -318,7 +326,8 @@ def _download_url(url: str, path: Path) -> None:
     except (OSError, HTTPException) as error:
         raise WeightsError(f'{url}: the download failed: {_first_line(error)}') from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _first_line(error: BaseException) -> str:
@@ -347,4 +356,4 @@ def _write_record(cached: Cached, digest: str) -> None:
     except OSError as error:  # a cache that others own, or a full disk: the weights themselves are fine
         _logger.info('the SHA-256 of %s is not recorded: %s', cached.path, error)
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            partial.unlink()
