@@ -7,7 +7,7 @@ _INSTALL = 'pip install "visionssm[openmmlab]"'
 
 
 def check_requirements() -> None:
-    """Look at what is installed; nothing of it is imported.
+    """Look at what is installed.
 
     Raises:
         ImportError: If mmengine or mmcv is missing, or versions do not go together; the message has the fix.
@@ -15,6 +15,13 @@ def check_requirements() -> None:
     for module in ('mmengine', 'mmcv'):
         if importlib.util.find_spec(module) is None:
             raise ImportError(f'visionssm.openmmlab needs {module}: {_INSTALL}')
+    try:
+        import cv2  # noqa: F401  mmengine needs it
+    except ImportError as error:
+        raise ImportError(
+            f'opencv cannot be imported ({error}): apt install libgl1 libglib2.0-0, or pip uninstall opencv-python and '
+            'pip install opencv-python-headless'
+        ) from None
     if _version('mmengine') is not None and importlib.util.find_spec('pkg_resources') is None:
         raise ImportError("mmengine 0.10 needs pkg_resources, which setuptools 81 removed: pip install 'setuptools<81'")
     mmcv = next(filter(None, map(_version, ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'))), None)

@@ -34,7 +34,11 @@ model = dict(
 )
 
 metainfo = dict(classes=tuple('0123456789'))
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+load = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -75,7 +79,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-epochs = 8
+epochs = 3
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
