@@ -14,11 +14,14 @@ import torch
 import yaml
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+from visionssm._catalog import list_rows
 from visionssm._configs import find_config, list_configs
 from visionssm.models._downstream import DOWNSTREAM
 
@@ -27,6 +30,7 @@ METAFILES = [ROOT / name for name in yaml.safe_load((ROOT / 'model-index.yml').r
 ENTRIES = {entry['Name']: entry for file in METAFILES for entry in yaml.safe_load(file.read_text())['Models']}
 # trained here as an end to the means, without a paper behind them
 CONFIGS = [path for path in list_configs() if path.suffix == '.py' and path.parent.name != 'digits']
+WEIGHTS = {row['model']: row['weights'] for row in list_rows()}
 LIBRARIES = {'mmdet': mmdet, 'mmseg': mmseg}
 METHODS = {
     r'mask-rcnn_.*_1x_coco': 'mask_rcnn_1x_coco',
@@ -86,6 +90,8 @@ def test_header_says_source_result_weights_and_command(path):
     assert quoted == {name: value for result in results for name, value in result['Metrics'].items()}
     assert fields['Reported'].endswith('not reproduced here' if quoted else 'none found for this model and schedule')
     assert ENTRIES[path.stem].get('Weights', fields['Checkpoint']) == fields['Checkpoint']
+    weights = WEIGHTS[config(path.stem).model.backbone.init_cfg.checkpoint]
+    assert weights in ('yes', 'by hand') and (weights == 'by hand') == ('Backbone' in fields)
     assert not re.search(r'(?<![:/\w.])/(?:home|work|data|mnt)/', path.read_text())
 
 
@@ -158,3 +164,11 @@ def test_loss_reaches_every_parameter(base, model, args):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert bool(unused) == config.get('find_unused_parameters', False), unused
+    config.optim_wrapper.type = 'OptimWrapper'  # that for mixed precision wants a GPU
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
+    decays = {group['weight_decay'] for group in optimizer.param_groups}
+    assert decays == {0.0, config.optim_wrapper.optimizer.weight_decay}
+    for loader in (config.train_dataloader, config.val_dataloader):
+        with DefaultScope.overwrite_default_scope(library.__name__):
+            Compose(loader.dataset.get('dataset', loader.dataset).pipeline)

@@ -43,7 +43,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=2,  # on 32 GPUs; on fewer raise it, or set optim_wrapper.accumulative_counts
+    batch_size=8,  # on 8 GPUs; what does not fit is accumulated by optim_wrapper.accumulative_counts
     sampler=dict(_delete_=True, type='InfiniteSampler'),
     dataset=dict(times=1),
 )
@@ -69,7 +69,7 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='visionssm.LayerDecayConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
-    paramwise_cfg=dict(layer_decay=0.7),
+    paramwise_cfg=dict(decay_rate=0.7),
 )
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
 log_processor = dict(by_epoch=False)

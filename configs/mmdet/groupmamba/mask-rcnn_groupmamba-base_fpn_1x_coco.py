@@ -3,7 +3,7 @@
 Source: arXiv:2407.13772; schedule and drop path as VMamba
 Reported: none found for this model and schedule
 Checkpoint: none published
-Backbone: download by hand from https://huggingface.co/Abdelrahman-shaker
+Backbone: download by hand, `visionssm info groupmamba_base` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_groupmamba-base_fpn_1x_coco --launcher pytorch

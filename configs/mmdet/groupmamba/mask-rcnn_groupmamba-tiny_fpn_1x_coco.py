@@ -3,8 +3,6 @@
 Source: arXiv:2407.13772; schedule and drop path as VMamba
 Reported: box AP 47.6, mask AP 42.9 (read in a summary of the paper), by the authors; not reproduced here
 Checkpoint: none published
-Backbone: download by hand from https://huggingface.co/Abdelrahman-shaker
-    and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_groupmamba-tiny_fpn_1x_coco --launcher pytorch
 """

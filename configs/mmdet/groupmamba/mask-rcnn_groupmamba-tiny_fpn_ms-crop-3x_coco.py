@@ -3,8 +3,6 @@
 Source: arXiv:2407.13772; schedule and drop path as VMamba
 Reported: none found for this model and schedule
 Checkpoint: none published
-Backbone: download by hand from https://huggingface.co/Abdelrahman-shaker
-    and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_groupmamba-tiny_fpn_ms-crop-3x_coco --launcher pytorch
 """

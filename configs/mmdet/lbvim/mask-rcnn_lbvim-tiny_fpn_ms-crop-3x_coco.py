@@ -3,7 +3,7 @@
 Source: arXiv:2506.15976; ours: upstream has no such config, the backbone is that of its ViTDet
 Reported: none found for this model and schedule
 Checkpoint: none published
-Backbone: download by hand from https://github.com/cvlab-stonybrook/LBMamba/releases/tag/v1.0
+Backbone: download by hand, `visionssm info lbvim_tiny_patch16_224` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_lbvim-tiny_fpn_ms-crop-3x_coco --launcher pytorch
@@ -14,7 +14,7 @@ _base_ = './_base_/mask-rcnn_ms-crop-3x.py'
 model = dict(
     backbone=dict(
         model_name='lbvim_tiny_patch16_224',
-        init_cfg=dict(type='Pretrained', checkpoint='lbvim_tiny_patch16_224'),
+        init_cfg=dict(type='Pretrained', checkpoint='lbvim_tiny_patch16_224.in1k'),
     ),
     neck=dict(in_channels=192),
 )

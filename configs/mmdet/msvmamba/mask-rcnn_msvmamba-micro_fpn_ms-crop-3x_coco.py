@@ -3,7 +3,7 @@
 Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191, the same settings as VMamba
 Reported: box AP 46.3, mask AP 41.8, by the authors; not reproduced here
 Checkpoint: to download by hand: https://drive.google.com/drive/folders/10-8cDnRfnk_j4QxMHkhUyecucnM_82pt
-Backbone: download by hand, `visionssm info` says where,
+Backbone: download by hand, `visionssm info msvmamba_micro` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_msvmamba-micro_fpn_ms-crop-3x_coco --launcher pytorch

@@ -3,7 +3,7 @@
 Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191, the same settings as VMamba
 Reported: none found for this model and schedule
 Checkpoint: none published
-Backbone: download by hand, `visionssm info` says where,
+Backbone: download by hand, `visionssm info msvmamba_nano` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_msvmamba-nano_fpn_1x_coco --launcher pytorch

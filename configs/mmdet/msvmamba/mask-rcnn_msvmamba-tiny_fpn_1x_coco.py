@@ -3,7 +3,7 @@
 Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191, the same settings as VMamba
 Reported: box AP 46.9, mask AP 42.2, by the authors; not reproduced here
 Checkpoint: to download by hand: https://drive.google.com/drive/folders/1MogQ6PGdrgsyJckJTL9BJzlMCodJ3epu
-Backbone: download by hand, `visionssm info` says where,
+Backbone: download by hand, `visionssm info msvmamba_tiny` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_msvmamba-tiny_fpn_1x_coco --launcher pytorch

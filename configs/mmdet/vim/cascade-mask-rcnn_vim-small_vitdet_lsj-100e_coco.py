@@ -3,8 +3,8 @@
 Source: arXiv:2401.09417, appendix B; hustvl/Vim@dd0358a, det (detectron2; the paper says 380k iterations)
 Reported: none found for this model and schedule
 Checkpoint: none published
-Command, 32 GPUs with 2 images each:
-    torchrun --nproc-per-node 32 tools/train_mm.py cascade-mask-rcnn_vim-small_vitdet_lsj-100e_coco --launcher pytorch
+Command, 8 GPUs with 8 images each:
+    torchrun --nproc-per-node 8 tools/train_mm.py cascade-mask-rcnn_vim-small_vitdet_lsj-100e_coco --launcher pytorch
 """
 
 _base_ = './_base_/vitdet_lsj-100e.py'
@@ -16,4 +16,4 @@ model = dict(
     ),
     neck=dict(in_channels=384),
 )
-optim_wrapper = dict(paramwise_cfg=dict(layer_decay=0.837))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.837))

@@ -3,8 +3,6 @@
 Source: arXiv:2407.13772; schedule and drop path as VMamba
 Reported: mIoU 48.6, multi-scale mIoU 49.2 (read in a summary of the paper), by the authors; not reproduced here
 Checkpoint: none published
-Backbone: download by hand from https://huggingface.co/Abdelrahman-shaker
-    and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py upernet_groupmamba-tiny_160k_ade20k-512x512 --launcher pytorch
 """

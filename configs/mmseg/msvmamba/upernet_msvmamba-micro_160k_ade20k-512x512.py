@@ -3,7 +3,7 @@
 Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191, the same settings as VMamba
 Reported: mIoU 45.1, multi-scale mIoU 45.4, by the authors; not reproduced here
 Checkpoint: to download by hand: https://drive.google.com/drive/folders/1naZHL4mwTchllAE001SsyZ_z4y_JRF0s
-Backbone: download by hand, `visionssm info` says where,
+Backbone: download by hand, `visionssm info msvmamba_micro` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py upernet_msvmamba-micro_160k_ade20k-512x512 --launcher pytorch

@@ -3,7 +3,7 @@
 Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191, the same settings as VMamba
 Reported: mIoU 47.8, by the authors; not reproduced here
 Checkpoint: to download by hand: https://drive.google.com/drive/folders/1FaFPFExDd_4goIlLjTR7fXsuMRr-vYoY
-Backbone: download by hand, `visionssm info` says where,
+Backbone: download by hand, `visionssm info msvmamba_tiny` says where,
     and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py upernet_msvmamba-tiny_160k_ade20k-512x512 --launcher pytorch

@@ -17,6 +17,6 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='visionssm.LayerDecayConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(layer_decay=0.92),
+    paramwise_cfg=dict(decay_rate=0.92),
 )
 default_hooks = dict(checkpoint=dict(interval=6000))
