@@ -224,6 +224,12 @@ def test_classify_with_a_checkpoint_and_imagenet_names(run, photo, weights):
     assert all(re.match(r' +\d+\.\d+%  [a-zA-Z]', line) for line in lines[1:])
 
 
+def test_classify_in_grey_at_another_size(run, photo, tmp_path):
+    save_for_hf(timm.create_model('test_vmamba', in_chans=1, num_classes=2), str(tmp_path), model_args={'in_chans': 1})
+    code, out, _ = run('classify', photo, '--model', f'local-dir:{tmp_path}', '--img-size', '64', '--json')
+    assert code == 0 and len(json.loads(out)[0]['predictions']) == 2
+
+
 def test_classify_gives_what_timm_gives(run, photo, folder):
     from timm.data import create_transform, resolve_data_config
 

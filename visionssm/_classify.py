@@ -113,7 +113,9 @@ def classify(
         FileNotFoundError: If a file does not exist.
         ValueError: If a file is no image, or the model can't take the size.
     """
-    config = resolve_data_config({'img_size': img_size} if img_size else {}, model=model)
+    # by `img_size` timm would take three channels
+    size = {'input_size': (model.in_chans, img_size, img_size)} if img_size else {}
+    config = resolve_data_config(size, model=model)
     transform = create_transform(**config, is_training=False)
     label = label_names(model)
     model = model.to(device)
