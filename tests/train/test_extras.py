@@ -72,6 +72,18 @@ def test_shuffle_draws_anew_under_compile():
         assert torch.equal(forward(images), forward(images))
 
 
+def test_shuffle_is_drawn_alike_when_blocks_are_recomputed():
+    grads = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model('test_vim', depth=3, embed_dim=16).train()
+        shuffle_layers(model, 1.0)
+        model.set_grad_checkpointing(recompute)
+        model(torch.rand(2, 3, 96, 96)).square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
+
+
 def objective(*keys, **parts):
     recipe = load_recipe(None, ['smoothing=0', *keys], model='test_vim', data='digits')
     return Objective(recipe, 'cpu', None, parts.pop('progress', Progress()), **parts)

@@ -404,7 +404,8 @@ class ImageData:
             **drawing,
         )
         batches_ = iter(loader)
-        if self.recipe.workers and threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if self.recipe.workers and main and hasattr(signal, 'SIGCHLD'):
             # torch's handler raises wherever the training is; without it the loader itself says that a process died
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches_

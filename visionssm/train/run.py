@@ -354,7 +354,7 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
 def _finish(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     recipe, history = trainer.recipe, trainer.progress.history
     last = history[-1]
-    result = '' if math.isnan(last.accuracy) else f', {last.accuracy:.2%} of {recipe.val_split}'
+    result = '' if math.isnan(last.accuracy) else f', {last.accuracy:.2%} on {recipe.val_split}'
     weights = model_state(trainer.ema.module if trainer.ema else trainer.model)
     if trainer.processes.rank:
         return
