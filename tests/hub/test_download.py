@@ -36,7 +36,8 @@ class Route:
         """Files with contents of it, under whatever name, but for the record."""
         if self.kind == 'url':
             return [path for path in self.folder.glob(f'{self.name}*') if path != self.record]
-        return [*self.folder.glob('snapshots/*/*.pth'), *self.folder.glob('blobs/*')]
+        blobs = [path for path in self.folder.glob('blobs/*') if path.suffix != '.incomplete']  # of no name yet
+        return [*self.folder.glob('snapshots/*/*.pth'), *blobs]
 
 
 @pytest.fixture
@@ -134,9 +135,10 @@ def test_truncated_once(kind, hub, run, route):
     hub.faults[at.name] = 'truncate'
     last = run(at.create)[-1]  # huggingface_hub says on stderr what happened
     if kind == 'url':
-        half, whole = len(at.data) // 2, len(at.data)
-        assert f'the download ended after {half} of {whole} bytes' in last and not at.leftovers()
-        (last,) = run(at.create)
+        assert f'the download ended after {len(at.data) // 2} of {len(at.data)} bytes' in last
+    if last != at.expected:  # huggingface_hub before 1.0 gives up, too
+        assert last.startswith('WeightsError') and not at.leftovers()
+        last = run(at.create)[-1]
     assert last == at.expected
 
 
