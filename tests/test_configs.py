@@ -54,7 +54,7 @@ def test_command(capsys):
 
 
 def test_every_published_classifier_has_a_recipe():
-    assert set(RECIPES) == set(PUBLISHED)
+    assert set(RECIPES) - {'digits'} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize('name', sorted(PUBLISHED))
