@@ -12,6 +12,7 @@ _base_ = '../_base_/mask-rcnn_1x.py'
 model = dict(
     backbone=dict(
         model_name='groupmamba_small',
+        out_norm=True,
         drop_path_rate=0.2,
         init_cfg=dict(type='Pretrained', checkpoint='groupmamba_small.dist_in1k'),
     ),

@@ -12,6 +12,7 @@ _base_ = '../_base_/mask-rcnn_ms-crop-3x.py'
 model = dict(
     backbone=dict(
         model_name='groupmamba_tiny',
+        out_norm=True,
         drop_path_rate=0.2,
         init_cfg=dict(type='Pretrained', checkpoint='groupmamba_tiny.dist_in1k'),
     ),

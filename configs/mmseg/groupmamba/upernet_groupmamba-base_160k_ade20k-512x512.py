@@ -14,6 +14,7 @@ _base_ = '../_base_/upernet_160k.py'
 model = dict(
     backbone=dict(
         model_name='groupmamba_base',
+        out_norm=True,
         drop_path_rate=0.2,
         init_cfg=dict(type='Pretrained', checkpoint='groupmamba_base.dist_in1k'),
     ),
