@@ -333,6 +333,14 @@ def _wrap(text: str, indent: str = '') -> str:
 
 # cards of folders
 
+_PLACE = 'local-dir:FOLDER'
+_PLACE_HINT = f'For `{_PLACE}` put the folder, or `hf-hub:OWNER/NAME` if it is on the Hub.'
+
+
+def for_hub(card: str, repo_id: str) -> str:
+    """A card of a folder, with examples that load from the repository."""
+    return card.replace(f'{_PLACE_HINT}\n\n', '').replace(_PLACE, f'hf-hub:{repo_id}')
+
 
 def folder_card(config: Mapping[str, Any], about: str = '') -> str:
     """The card of a model in timm's layout.
@@ -383,8 +391,8 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
         ]
     parts += [
         '## Usage',
-        'For `local-dir:FOLDER` put the folder, or `hf-hub:OWNER/NAME` if it is on the Hub.',
-        *usage(["'local-dir:FOLDER'", 'pretrained=True'], model, pretrained['input_size'])[0 if classes else 1 :],
+        _PLACE_HINT,
+        *usage([f"'{_PLACE}'", 'pretrained=True'], model, pretrained['input_size'])[0 if classes else 1 :],
     ]
     if family:
         parts += ['## Citation', f'{_origin(family)}\n\n{_prose(key, "Citation")}']

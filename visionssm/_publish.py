@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ._cards import UNCLEAR, folder_card
+from ._cards import UNCLEAR, folder_card, for_hub
 from ._catalog import check_model, sketch
 from .version import __version__
 
@@ -47,7 +47,8 @@ def plan(folder: Path, repo_id: str) -> Plan:
     """Look through a folder; nothing is requested.
 
     Args:
-        folder: As `visionssm convert`, `demo` or `train` wrote it. Without a card, one is made.
+        folder: As `visionssm convert`, `demo` or `train` wrote it. Without a card, one is made; examples in ours load
+            from the repository then.
         repo_id: 'owner/name'.
 
     Raises:
@@ -72,9 +73,9 @@ def plan(folder: Path, repo_id: str) -> Plan:
     if pickles := [name for name in files if name.endswith(_PICKLES)]:
         raise ValueError(f'{folder} holds {pickles[0]}, which may be a pickle: remove it, or convert it')
     config = _check_model(folder)
-    if 'README.md' not in files:
-        files['README.md'] = folder_card(config).encode()
-    title, license = _check_card(folder, files['README.md'])
+    card = files['README.md'].read_text(encoding='utf-8') if 'README.md' in files else folder_card(config)
+    title, license = _check_card(folder, card)
+    files['README.md'] = for_hub(card, repo_id).encode()
     stored = config['pretrained_cfg'].get('license') or 'unknown'
     warnings = []
     if stored in UNCLEAR or license in ('unknown', 'other', None):
@@ -125,12 +126,11 @@ def _check_model(folder: Path) -> dict:
     return config
 
 
-def _check_card(folder: Path, card: Path | bytes) -> tuple[str, str | None]:
+def _check_card(folder: Path, card: str) -> tuple[str, str | None]:
     """Title and licence."""
-    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding='utf-8')
     try:
-        data = ModelCard(text).data
+        data = ModelCard(card).data
     except Exception as error:  # PyYAML's errors, and ValueError: all of them say what is wrong with the front matter
         raise ValueError(f'the metadata of {folder / "README.md"} are not valid: {error}') from None
-    title = next((line[2:].strip() for line in text.splitlines() if line.startswith('# ')), folder.resolve().name)
+    title = next((line[2:].strip() for line in card.splitlines() if line.startswith('# ')), folder.resolve().name)
     return title, data.license

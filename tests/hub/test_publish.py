@@ -102,7 +102,10 @@ def test_push_then_load(converted, uploads, hub, run):
     assert [(made['name'], made['organization']) for made in uploads] == [('pushed', 'acme')]
     assert uploads[0].get('private') is True or uploads[0].get('visibility') == 'private'
     found = {name: data for (_, name), (data, _) in hub.repos['acme/pushed'].items()}
-    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+    card = found.pop('README.md').decode()
+    assert found == {name: (folder / name).read_bytes() for name in ('config.json', 'model.safetensors')}
+    assert card.count("'hf-hub:acme/pushed'") == 3 and 'local-dir' not in card
+    assert (folder / 'README.md').read_text().count("'local-dir:FOLDER'") == 3
     torch.manual_seed(1)
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
