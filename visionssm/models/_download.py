@@ -16,6 +16,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -331,6 +332,8 @@ def _download_url(url: str, path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    if type(error) is URLError and isinstance(error.reason, BaseException):  # a wrapper that says no more
+        error = error.reason
     text = (getattr(error, 'strerror', None) or str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
