@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import visionssm  # noqa: F401
-from visionssm._catalog import model_names, sketch
+from visionssm._catalog import model_cost, model_names
 from visionssm._macs import count_macs
 from visionssm._reported import REPORTED, differs
 from visionssm.layers.neighborhood import na_av, na_qk
@@ -48,14 +48,8 @@ def test_count(make, expected):
 
 @pytest.fixture(scope='module')
 def counts():
-    models = {name: sketch(name).eval() for name in REPORTED}
-    return {
-        name: (
-            sum(p.numel() for p in model.parameters()) / 1e6,
-            count_macs(model, model.default_cfg['input_size']) / 1e9,
-        )
-        for name, model in models.items()
-    }
+    costs = {name: model_cost(name) for name in REPORTED}
+    return {name: (params / 1e6, macs / 1e9) for name, (params, macs) in costs.items()}
 
 
 def test_differences_are_explained(counts):

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -96,10 +97,12 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
     for name in names:
         config = get_pretrained_cfg(name)
         top1 = reported_top1(config)
-        model = sketch(name).eval()
-        row = {'model': f'{name}.{config.tag}' if config.tag else name, 'params (M)': f'{_count(model) / 1e6:.1f}'}
+        row = {
+            'model': f'{name}.{config.tag}' if config.tag else name,
+            'params (M)': f'{(model_cost(name)[0] if cost else _count(sketch(name))) / 1e6:.1f}',
+        }
         if cost:
-            row |= _costs(name, model, config.input_size)
+            row |= _costs(name)
         row |= {
             'input': 'x'.join(map(str, config.input_size)),
             'top-1 reported': '' if top1 is None else f'{top1:.1f}',
@@ -150,18 +153,25 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _costs(name: str, model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, str]:
+@cache
+def model_cost(name: str) -> tuple[int, float]:
+    """Parameters of a registered model, and multiply-adds at its own input size."""
+    model = sketch(name).eval()
+    return _count(model), count_macs(model, get_pretrained_cfg(name).input_size)
+
+
+def _costs(name: str) -> dict[str, str]:
     """Counted multiply-adds beside the authors' figures; a * marks one that the count does not agree with."""
     reported = REPORTED.get(name, Reported())
-    macs = count_macs(model, input_size) / 1e9
+    params, macs = model_cost(name)
 
     def marked(counted: float, printed: str) -> str:
         return f'{printed}*' if differs(counted, printed) else printed
 
     return {
-        'params reported (M)': marked(_count(model) / 1e6, reported.params),
-        'GMACs': f'{macs:.2f}',
-        'GFLOPs reported': marked(macs, reported.gflops),
+        'params reported (M)': marked(params / 1e6, reported.params),
+        'GMACs': f'{macs / 1e9:.2f}',
+        'GFLOPs reported': marked(macs / 1e9, reported.gflops),
     }
 
 

@@ -150,6 +150,7 @@ FAMILIES = {
                 'Linear C \u2192 C',
             ],
         },
+        legend=f'{_LEGEND} r is 2, in the third version 4.',
         scans={
             'full size: rows': Path('raster', 0, 8),
             'half size: rows backwards,': Path('reversed', 0, 4),
@@ -187,6 +188,7 @@ FAMILIES = {
                 'Linear C/4 \u2192 C/4',
             ],
         },
+        legend=f'{_LEGEND} r is 8, 8, 4, 4 in the four stages.',
         scans={
             'channels 1/4': Path('groupwise', 0, 8),
             'channels 2/4': Path('groupwise', 1, 8),
