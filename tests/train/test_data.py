@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from visionssm.train import load_recipe
-from visionssm.train.data import BadImagesError, ImageConfig, ImageData, TimmSource
+from visionssm.train.data import BadImagesError, ImageConfig, ImageData, TimmSource, open_source
 from visionssm.train.parallel import Processes
 
 CPU = torch.device('cpu')
@@ -38,7 +39,8 @@ def folder(tmp_path_factory):
 def make(folder, *extra, rank=0, count=1, say=lambda line: None):
     keys = ['batch_size=8', 'workers=0', *AUGMENTED, *extra]
     recipe = load_recipe(None, keys, model='test_vmamba', data=str(folder))
-    return ImageData(recipe, IMAGE, 2, Processes(rank, count, CPU), say)
+    train = open_source(recipe, recipe.train_split, True, 3)
+    return ImageData(recipe, train, IMAGE, 2, Processes(rank, count, CPU), say)
 
 
 def batches(data, epoch=0, first=0):
@@ -102,6 +104,21 @@ def test_repeated_augmentation_and_samples_per_epoch(folder):
     assert len(make(folder, 'train_samples=10').order(0)) == 8
 
 
+def test_evaluation_has_a_folder_and_the_classes_of_training(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'images')
+    shutil.rmtree(tmp_path / 'images' / 'validation' / 'cat')  # dogs stay class 1
+    labels = torch.cat([labels for _, labels in make(tmp_path / 'images').eval_batches()])
+    assert labels.tolist() == [1] * 5
+    shutil.rmtree(tmp_path / 'images' / 'validation')
+    with pytest.raises(ValueError, match="has no folder for 'validation'"):
+        make(tmp_path / 'images')
+    assert make(tmp_path / 'images', 'val_split=null').images == 24
+    (tmp_path / 'images' / 'train' / 'emu').mkdir()
+    shutil.copy(tmp_path / 'images' / 'train' / 'cat' / '00.png', tmp_path / 'images' / 'train' / 'emu')
+    with pytest.raises(ValueError, match='the data have 3 classes, the model 2'):
+        make(tmp_path / 'images', 'val_split=null')
+
+
 def test_batches_that_do_not_fit(folder):
     for extra, message in (
         (['batch_size=25'], 'there are 24 training images'),
@@ -116,8 +133,6 @@ def test_batches_that_do_not_fit(folder):
 @pytest.fixture
 def damaged(folder, tmp_path):
     """The folder with one file cut off."""
-    import shutil
-
     root = tmp_path / 'damaged'
     shutil.copytree(folder, root)
     file = root / 'train' / 'dog' / '03.png'

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from .recipe import Recipe
 
 STREAMS = ('hfids/', 'wds/', 'tfds/')
 _CPU = torch.device('cpu')
+_MODES = {1: 'L', 3: 'RGB'}
 _TRIES = 10  # unreadable images in a row
 _RESTARTS = 3
 _FILLER = -1  # index and label of what fills up the last batch of an evaluation
@@ -63,12 +65,13 @@ class Source(Protocol):
 class DigitsSource:
     """Scikit-learn's digits: 8 x 8 pixels, the split of the demo."""
 
-    def __init__(self, training: bool) -> None:
+    def __init__(self, training: bool, channels: int) -> None:
         from visionssm.demo import CLASSES, load_digits
 
         digits = load_digits()
         images = digits.train_images if training else digits.test_images
         self.classes: list[str] | None = list(CLASSES)
+        self.mode = _MODES[channels]
         self.images = (images[:, 0] * 255).round().to(torch.uint8).numpy()
         self.labels = (digits.train_labels if training else digits.test_labels).tolist()
 
@@ -77,7 +80,7 @@ class DigitsSource:
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """An image and its label."""
-        return Image.fromarray(self.images[index]), self.labels[index]
+        return Image.fromarray(self.images[index]).convert(self.mode), self.labels[index]
 
     def name(self, index: int) -> str:
         """What to call it."""
@@ -85,14 +88,22 @@ class DigitsSource:
 
 
 class TimmSource:
-    """A data set of timm with random access: a folder of class folders, a tar file, or hfds/."""
+    """A data set of timm with random access: a folder of class folders, a tar file, or hfds/.
 
-    def __init__(self, recipe: Recipe, split: str, channels: int) -> None:
+    Args:
+        recipe: Which.
+        split: Of it.
+        channels: Of the images.
+        classes: Names of the classes in the order of their indices; None: as the data have them.
+    """
+
+    def __init__(self, recipe: Recipe, split: str, channels: int, classes: list[str] | None = None) -> None:
         hub = recipe.data.startswith('hfds/')
-        self.mode = 'L' if channels == 1 else 'RGB'
-        self.reader = create_dataset(
-            recipe.data if hub else '', recipe.data_dir if hub else recipe.data, split=split
-        ).reader
+        self.mode = _MODES[channels]
+        # a split may lack a class: indices are those of the training images
+        class_map = {name: index for index, name in enumerate(classes)} if classes and not hub else None
+        where = recipe.data if hub else '', recipe.data_dir if hub else recipe.data
+        self.reader = create_dataset(*where, split=split, class_map=class_map).reader
         index = getattr(self.reader, 'class_to_idx', None)
         self.classes: list[str] | None = sorted(index, key=index.get) if index else None
 
@@ -184,14 +195,14 @@ class _Stream(IterableDataset):
             batch_size=batch,
             num_samples=recipe.train_samples if training else None,
             seed=recipe.seed,
-            input_img_mode='L' if channels == 1 else 'RGB',
+            input_img_mode=_MODES[channels],
         )
         self.data.set_epoch(epoch)
         self.data.set_loader_cfg(num_workers=recipe.workers)
         self.transform: Transform | None = None
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.data.reader.num_samples  # of all processes; the data set's own length is that of one
 
     def __iter__(self) -> Iterator[tuple[Tensor, int, list[str]]]:
         self.data.transform = self.transform
@@ -236,6 +247,7 @@ class ImageData:
 
     Args:
         recipe: Data, augmentation and batch size.
+        train: What `open_source` gave for training.
         image: Images as the model takes them.
         num_classes: Classes of the model.
         processes: Those that share each batch.
@@ -248,12 +260,16 @@ class ImageData:
     def __init__(
         self,
         recipe: Recipe,
+        train: Any,
         image: ImageConfig,
         num_classes: int,
         processes: Processes,
         say: Callable[[str], None],
     ) -> None:
-        self.recipe, self.image, self.processes, self.say = recipe, image, processes, say
+        self.recipe, self.train, self.image, self.processes, self.say = recipe, train, image, processes, say
+        self.classes: list[str] | None = getattr(train, 'classes', None)
+        if self.classes is not None and len(self.classes) > num_classes:
+            raise ValueError(f'the data have {len(self.classes)} classes, the model {num_classes}')
         self.bad: list[str] = []
         self.restarts = 0
         share = recipe.batch_size // processes.count
@@ -265,9 +281,10 @@ class ImageData:
             )
         self.accumulate = recipe.batch_size // (self.micro * processes.count)
         self.streamed = recipe.data.startswith(STREAMS)
-        self.train = self._open(recipe.train_split, True)
-        self.val = None if recipe.val_split is None else self._open(recipe.val_split, False)
-        self.images = len(self.train)
+        self.val = None
+        if recipe.val_split is not None:
+            self.val = open_source(recipe, recipe.val_split, False, image.input_size[0], self.classes)
+        self.images = len(train)
         if recipe.train_samples and not self.streamed:
             self.images = min(self.images, recipe.train_samples)
         self.updates = self.images // recipe.batch_size
@@ -280,14 +297,6 @@ class ImageData:
         pixels = {'dtype': torch.float32, 'device': processes.device}
         self._mean = torch.tensor(image.mean, **pixels).view(-1, 1, 1) * 255
         self._std = torch.tensor(image.std, **pixels).view(-1, 1, 1) * 255
-
-    @property
-    def classes(self) -> list[str] | None:
-        """Names of the classes, where the data have any."""
-        return getattr(self.train, 'classes', None)
-
-    def _open(self, split: str, training: bool) -> Any:
-        return open_source(self.recipe, split, training, self.image.input_size[0], batch=self.micro)
 
     def _make_mixup(self, num_classes: int) -> Mixup | None:
         recipe = self.recipe
@@ -411,22 +420,38 @@ class ImageData:
         return batches_
 
 
-def open_source(recipe: Recipe, split: str, training: bool, channels: int, batch: int = 1) -> Any:
-    """The data of a recipe: a `Source`, or a stream.
+def open_source(
+    recipe: Recipe, split: str, training: bool, channels: int, classes: list[str] | None = None
+) -> DigitsSource | TimmSource | _Stream:
+    """The data of a recipe.
+
+    Args:
+        recipe: Which.
+        split: Of them.
+        training: Whether they are trained on.
+        channels: Of the images.
+        classes: Names of the classes in the order of their indices; None: as the data have them.
 
     Raises:
-        ValueError: If they can't be found or opened.
+        ValueError: If they can't be found or opened, or have no such split.
     """
+    if channels not in _MODES:
+        raise ValueError(f'images are read with 1 or 3 channels; the model takes {channels}')
     if recipe.data == 'digits':
-        return DigitsSource(training)
+        return DigitsSource(training, channels)
     try:
         if recipe.data.startswith(STREAMS):
-            return _Stream(recipe, split, channels, training, 0, batch)
-        return TimmSource(recipe, split, channels)
+            return _Stream(recipe, split, channels, training, 0, 1)
+        source = TimmSource(recipe, split, channels, classes)
     except (AssertionError, RuntimeError, KeyError, ImportError, OSError, ValueError) as error:  # timm's ways to say so
         raise ValueError(
             f'data {recipe.data!r}, split {split!r}, cannot be opened: {_reason(recipe, error)}'
         ) from error
+    root = getattr(source.reader, 'root', None)
+    if not training and root is not None and Path(root) == Path(recipe.data) and Path(root).is_dir():
+        # timm takes the folder itself, and with it the training images
+        raise ValueError(f'{recipe.data} has no folder for {split!r}; set val_split, or val_split=null')
+    return source
 
 
 def _reason(recipe: Recipe, error: Exception) -> str:

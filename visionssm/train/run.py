@@ -64,12 +64,10 @@ class Trainer:
         seed_cpu(recipe.seed)
         grey = recipe.data == 'digits'
         channels = recipe.model_args.get('in_chans', 1 if grey else 3)
-        classes = recipe.num_classes
-        if classes is None:
-            names = getattr(open_source(recipe, recipe.train_split, True, channels), 'classes', None)
-            classes = len(names) if names else None
-        self.model, self.image = create_model(recipe, channels, classes)
-        self.data = ImageData(recipe, self.image, self.model.num_classes, processes, say)
+        source = open_source(recipe, recipe.train_split, True, channels)
+        names = getattr(source, 'classes', None)
+        self.model, self.image = create_model(recipe, channels, recipe.num_classes or (len(names) if names else None))
+        self.data = ImageData(recipe, source, self.image, self.model.num_classes, processes, say)
         self.model_args = {**recipe.model_args, **({'drop_path_rate': recipe.drop_path} if recipe.drop_path else {})}
         self.to_train: Callable[[nn.Module], Any] = nn.Module.train
         if recipe.freeze:
@@ -260,6 +258,8 @@ def train(
             trainer.load(found[1], quiet)
             quiet(f'going on from {found[0]}, epoch {trainer.progress.epoch + 1}, update {trainer.progress.step}')
         del found
+        if len(set(processes.gather(trainer.progress.step))) > 1:
+            raise ValueError(f'processes see different checkpoints: {output} must lie where all of them see it')
         if first:
             output.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
