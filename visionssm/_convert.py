@@ -103,7 +103,7 @@ def convert(
 
     dense = any(key.startswith('backbone.') for key in state_dict)
     own = {key: x for key, x in state_dict.items() if not dense or key.startswith(('backbone.', 'head.'))}
-    left_out = tuple(sorted({key.partition('.')[0] for key in state_dict.keys() - own.keys()}))
+    left_out = tuple(sorted({_part(key) for key in state_dict.keys() - own.keys()}))
     own = {key.removeprefix('backbone.').removeprefix('model.'): x for key, x in own.items()}
     if dense and family_of(base) in ('vim', 'lbvim'):
         plain = sketch(base)
@@ -151,17 +151,27 @@ def convert(
     )
 
 
+def _part(key: str) -> str:
+    """The part of a detector or segmenter that a weight belongs to; PlainMamba's averages have names without dots."""
+    return 'ema_*' if key.startswith('ema_') else key.partition('.')[0]
+
+
 def check_folder(output: Path) -> None:
     """Raise unless `output` can be written and holds nothing but an earlier conversion.
 
     Raises:
         ValueError: If it is a file, or holds something else.
     """
-    if output.exists() and not output.is_dir():
+    if not output.exists():
+        return
+    if not output.is_dir():
         raise ValueError(f'{output} is a file; give a folder')
-    other = sorted(path.name for path in output.iterdir() if path.name not in FILES) if output.exists() else []
-    if other:
+    names = {path.name for path in output.iterdir()}
+    if other := sorted(names - set(FILES)):
         raise ValueError(f'{output} holds {", ".join(other[:3])}, which no conversion wrote; give another folder')
+    config = output / 'config.json'
+    if names and not (config.is_file() and 'provenance' in config.read_text(encoding='utf-8')):
+        raise ValueError(f'{output} holds a model that no conversion wrote; give another folder')
 
 
 def _shape_args(

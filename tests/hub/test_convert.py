@@ -60,6 +60,7 @@ def test_upstream_file_gives_the_same_logits(golden, name, wrap, upstream, tmp_p
     torch.save(wrap(upstream(golden)), file)
     done = convert(file, name, tmp_path / 'out')
     assert (done.num_classes, done.extra, done.fresh) == (1000, (), ())
+    assert done.left_out == (('ema_*',) if golden == 'plainmamba_l1' else ())
     expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': str(file)})
     if name.startswith('mambaout'):  # of its own models, timm before 1.0.29 can't read the safetensors of a folder
         loaded = timm.create_model(name, checkpoint_path=str(done.folder / 'model.safetensors'))
@@ -267,6 +268,10 @@ def test_folder_of_others_is_left_alone(tiny, tmp_path, capsys):
     assert cli.main(['convert', str(tiny), '--model', 'test_vmamba', '--output', str(tmp_path)]) == 2
     assert 'thesis.tex' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+    (tmp_path / 'trained').mkdir()
+    (tmp_path / 'trained' / 'config.json').write_text('{}')
+    assert cli.main(['convert', str(tiny), '--model', 'test_vmamba', '--output', str(tmp_path / 'trained')]) == 2
+    assert 'holds a model that no conversion wrote' in capsys.readouterr().err
     file = tmp_path / 'thesis.tex'
     assert cli.main(['convert', str(tiny), '--model', 'test_vmamba', '--output', str(file)]) == 2
 
