@@ -16,3 +16,4 @@ model = dict(
     ),
     neck=dict(in_channels=768),
 )
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.837))
