@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,20 +305,35 @@ def _call(arguments: Sequence[str]) -> str:
 
 def _speed_part(family: Family, results: Path) -> str:
     names = set(model_names(family.pattern))
-    rows = []
-    for file in sorted(results.glob('*.json')):
-        report = json.loads(file.read_text(encoding='utf-8'))
-        machine = ', '.join(f'{key} {value}' for key, value in report['machine'].items())
-        for row in report['results']:
-            name, _, side = row.get('model', '').partition('@')
-            if name in names:
-                rows.append([f'`{name}`', side, f'{row["images_per_second"]:.1f}', machine, f'`results/{file.name}`'])
+    rows = [
+        [f'`{name}`', *cells, f'`results/{file.name}`']
+        for file in sorted(results.glob('*.json'))
+        for name, *cells in _speeds(json.loads(file.read_text(encoding='utf-8')))
+        if name in names
+    ]
     if rows:
-        return _table(['model', 'image side', 'images/s, inference', 'machine', 'raw data'], rows)
+        headings = ['model', 'image side', 'images/s, inference', 'images/s, training', 'measured on', 'raw data']
+        return _table(headings, rows)
     return _wrap(
         'Not measured yet: `python tools/benchmark.py models` measures on a CPU, `python tools/gpu_report.py` on a GPU.'
         + (' The scan alone is in the README.' if family.scans else '')
     )
+
+
+def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
+    """Model, image side, images/s of inference and training, and on what: of `benchmark.py` and `gpu_report.py`."""
+    machine = report.get('machine') or report.get('environment') or {}
+    where = ', '.join(f'{key} {value}' for key, value in machine.items() if value != 'not installed')
+    for row in report.get('results', ()):
+        if 'images_per_second' in row:
+            name, _, side = row['model'].partition('@')
+            yield name, side, f'{row["images_per_second"]:.1f}', '', where
+    for row in report.get('models', ()):
+        inference, training = (
+            f'{row[what]["images_per_s"]:.0f}' if 'images_per_s' in row[what] else ''
+            for what in ('inference', 'training')
+        )
+        yield row['model'], str(row['size']), inference, training, f'{where}, fp16 AMP, batch {row["batch"]}'
 
 
 def _table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

@@ -103,10 +103,16 @@ def test_reproduced_is_measured_and_complete(tmp_path):
     (tmp_path / 'validation' / 'b.json').write_text(json.dumps(partial))
     report = {'machine': {'cpu': 'some'}, 'results': [{'model': 'mambaout_kobe@224', 'images_per_second': 12.34}]}
     (tmp_path / 'models.json').write_text(json.dumps(report))
+    row = {'model': 'mambaout_kobe', 'size': 224, 'batch': 128}
+    row |= {'inference': {'images_per_s': 2345.6}, 'training': {'skipped': 'no memory'}}
+    report = {'environment': {'device': 'a GPU', 'triton': 'not installed'}, 'scans': [], 'models': [row]}
+    (tmp_path / 'gpu.json').write_text(json.dumps(report))
+    (tmp_path / 'other.json').write_text('{}')
     text = family_files('mambaout', tmp_path)['mambaout.md']
     assert '| 80.0 | 79.96 (at 224, float32, checkpoint kobe.pth, 2026-11-21) |' in text
     assert '| 82.7 |  |' in text
-    assert '| `mambaout_kobe` | 224 | 12.3 | cpu some | `results/models.json` |' in text
+    assert '| `mambaout_kobe` | 224 | 12.3 |  | cpu some | `results/models.json` |' in text
+    assert '| `mambaout_kobe` | 224 | 2346 |  | device a GPU, fp16 AMP, batch 128 | `results/gpu.json` |' in text
 
 
 @pytest.mark.parametrize('key', FAMILIES)
