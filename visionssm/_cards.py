@@ -17,6 +17,7 @@ from torch import nn
 from ._catalog import list_rows, model_names, reported_top1, sketch
 from ._diagrams import draw_blocks, draw_paths
 from ._families import FAMILIES, Family, family_of
+from .models._download import published_sha256
 from .models._downstream import DOWNSTREAM, Downstream
 
 UNCLEAR = ('unknown', 'contradictory')  # licences that are none
@@ -189,6 +190,8 @@ def _weights_part(key: str, names: Sequence[str]) -> list[str]:
         config = get_pretrained_cfg(name)
         licenses.add(config.license or 'unknown')
         notes = [note for note in config.notes or () if not note.startswith('top-1 ')]
+        if digest := published_sha256(config):
+            notes.append(f'SHA-256 {digest}')
         for note in notes:
             if not note.startswith(_BY_HAND):
                 about.setdefault(note, []).append(f'`{name}`')

@@ -98,7 +98,8 @@ def upload(plan: Plan, private: bool = False) -> str:
         OSError: If the Hub refuses or can't be reached; as huggingface_hub says it.
     """
     api = HfApi(library_name='visionssm', library_version=__version__)
-    api.create_repo(plan.repo_id, private=private or None, exist_ok=True)
+    # without it, an organisation's own default holds
+    api.create_repo(plan.repo_id, exist_ok=True, **({'private': True} if private else {}))
     operations = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
     return api.create_commit(plan.repo_id, operations, commit_message=f'Upload {plan.title}').commit_url
 
