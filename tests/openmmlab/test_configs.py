@@ -61,7 +61,7 @@ def build(name, device):
 def header(path):
     """Docstring of a config: its first line, and what follows the keywords."""
     title, _, rest = path.read_text().split('"""')[1].partition('\n\n')
-    return title, dict(re.findall(r'^(\w+)(?:, [^:]*)?:\s+((?:.|\n    )*)', rest, re.M))
+    return title, dict(re.findall(r'^(\w+)(?:,? [^:]*)?:\s+((?:.|\n    )*)', rest, re.M))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -90,6 +90,9 @@ def test_header_says_source_result_weights_and_command(path):
     assert quoted == {name: value for result in results for name, value in result['Metrics'].items()}
     assert fields['Reported'].endswith('not reproduced here' if quoted else 'none found for this model and schedule')
     assert ENTRIES[path.stem].get('Weights', fields['Checkpoint']) == fields['Checkpoint']
+    if 'Weights' in ENTRIES[path.stem]:
+        tool, name, weights = fields['Scoring'].split()[1:]
+        assert (tool, name) == ('tools/test_mm.py', path.stem) and weights in DOWNSTREAM
     weights = WEIGHTS[config(path.stem).model.backbone.init_cfg.checkpoint]
     assert weights in ('yes', 'by hand') and (weights == 'by hand') == ('Backbone' in fields)
     assert not re.search(r'(?<![:/\w.])/(?:home|work|data|mnt)/', path.read_text())

@@ -6,6 +6,8 @@ Reported: box AP 44.1, mask AP 39.1, by the authors; not reproduced here
 Checkpoint: https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/detection/maskrcnn/l1_1x.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_plainmamba-l1_fpn_1x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_plainmamba-l1_fpn_1x_coco plainmamba_l1.mask_rcnn_1x_coco
 """
 
 _base_ = './_base_/mask-rcnn_1x.py'

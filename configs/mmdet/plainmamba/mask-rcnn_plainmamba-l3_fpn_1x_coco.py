@@ -6,6 +6,8 @@ Reported: box AP 46.8, mask AP 41.2, by the authors; not reproduced here
 Checkpoint: https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/detection/maskrcnn/l3_1x.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_plainmamba-l3_fpn_1x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_plainmamba-l3_fpn_1x_coco plainmamba_l3.mask_rcnn_1x_coco
 """
 
 _base_ = './_base_/mask-rcnn_1x.py'

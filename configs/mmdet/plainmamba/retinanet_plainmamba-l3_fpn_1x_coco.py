@@ -6,6 +6,8 @@ Reported: box AP 44.8, by the authors; not reproduced here
 Checkpoint: https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/detection/retinanet/l3_1x.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py retinanet_plainmamba-l3_fpn_1x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py retinanet_plainmamba-l3_fpn_1x_coco plainmamba_l3.retinanet_1x_coco
 """
 
 _base_ = './_base_/retinanet_1x.py'

@@ -5,6 +5,8 @@ Reported: box AP 49.9, mask AP 44.2, by the authors; not reproduced here
 Checkpoint: https://github.com/MzeroMiko/VMamba/releases/download/%23v2det/mask_rcnn_vssm_fpn_coco_small_ms_3x_epoch_32.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-small-s2l15_fpn_ms-crop-3x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_vmamba-small-s2l15_fpn_ms-crop-3x_coco vmamba_small_s2l15.mask_rcnn_3x_coco
 """
 
 _base_ = '../_base_/mask-rcnn_ms-crop-3x.py'

@@ -5,6 +5,8 @@ Reported: box AP 47.3, mask AP 42.7, by the authors; not reproduced here
 Checkpoint: https://github.com/MzeroMiko/VMamba/releases/download/%23v2det/mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco vmamba_tiny_s1l8.mask_rcnn_1x_coco
 """
 
 _base_ = '../_base_/mask-rcnn_1x.py'

@@ -5,6 +5,8 @@ Reported: box AP 48.6, mask AP 43.3, by the authors; not reproduced here
 Checkpoint: https://github.com/MzeroMiko/VMamba/releases/download/%23v0det/vssmbase_mask_rcnn_swin_fpn_coco_epoch_12.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-vanilla-base_fpn_1x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_vmamba-vanilla-base_fpn_1x_coco vmamba_vanilla_base.mask_rcnn_1x_coco
 """
 
 _base_ = '../_base_/mask-rcnn_1x.py'

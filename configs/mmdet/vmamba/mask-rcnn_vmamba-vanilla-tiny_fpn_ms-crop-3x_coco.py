@@ -5,6 +5,8 @@ Reported: box AP 48.5, mask AP 43.2, by the authors; not reproduced here
 Checkpoint: https://github.com/MzeroMiko/VMamba/releases/download/%23v0det/vssmtiny_mask_rcnn_swin_fpn_coco_ms_3x_epoch_34.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-vanilla-tiny_fpn_ms-crop-3x_coco --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py mask-rcnn_vmamba-vanilla-tiny_fpn_ms-crop-3x_coco vmamba_vanilla_tiny.mask_rcnn_3x_coco
 """
 
 _base_ = '../_base_/mask-rcnn_ms-crop-3x.py'

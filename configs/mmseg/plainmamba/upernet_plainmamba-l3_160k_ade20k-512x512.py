@@ -6,6 +6,8 @@ Reported: mIoU 49.1, by the authors; not reproduced here
 Checkpoint: https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/segmentation/l3_upernet.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py upernet_plainmamba-l3_160k_ade20k-512x512 --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py upernet_plainmamba-l3_160k_ade20k-512x512 plainmamba_l3.upernet_160k_ade20k
 """
 
 _base_ = './_base_/upernet_160k.py'

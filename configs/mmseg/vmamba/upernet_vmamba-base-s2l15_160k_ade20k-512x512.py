@@ -6,6 +6,8 @@ Reported: mIoU 51.0, multi-scale mIoU 51.6, by the authors; not reproduced here
 Checkpoint: https://github.com/MzeroMiko/VMamba/releases/download/%23v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000.pth
 Command, 8 GPUs with 2 images each:
     torchrun --nproc-per-node 8 tools/train_mm.py upernet_vmamba-base-s2l15_160k_ade20k-512x512 --launcher pytorch
+Scoring the checkpoint:
+    python tools/test_mm.py upernet_vmamba-base-s2l15_160k_ade20k-512x512 vmamba_base_s2l15.upernet_160k_ade20k
 """
 
 _base_ = '../_base_/upernet_160k.py'
