@@ -11,7 +11,6 @@ from torch import nn
 
 from visionssm._configs import find_config
 from visionssm.models._checkpoint import load_checkpoint
-from visionssm.openmmlab._weights import locate_weights
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -50,17 +49,17 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def load_whole(model: nn.Module, checkpoint: str) -> None:
+def load_whole(model: nn.Module, checkpoint: Path) -> None:
     """Load a detector or segmenter strictly.
 
     Args:
-        model: The model, or a wrapper with it as `module`.
-        checkpoint: File or name of weights.
+        model: The model.
+        checkpoint: File of weights.
 
     Raises:
         ValueError: If the weights do not fit.
     """
     try:
-        model.load_state_dict(load_checkpoint(locate_weights(checkpoint)))
+        model.load_state_dict(load_checkpoint(checkpoint))
     except RuntimeError as error:
         raise ValueError(f'{checkpoint} does not fit the config: {error}') from None

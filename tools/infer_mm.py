@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from PIL import Image
 
 from visionssm._configs import find_config
+from visionssm.openmmlab._weights import locate_weights
 
 
 def main() -> None:
@@ -44,10 +45,11 @@ def infer(args: argparse.Namespace) -> str:
     """
     with Image.open(args.image) as image:
         pixels = np.asarray(image.convert('RGB'))
+    checkpoint = locate_weights(args.checkpoint)
     config = Config.fromfile(find_config(args.config))
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
-    load_whole(model, args.checkpoint)
+    load_whole(model, checkpoint)
     model.to(args.device).eval()
 
     dataset = config.test_dataloader.dataset

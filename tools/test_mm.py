@@ -7,6 +7,8 @@ exactly. `python tools/test_mm.py mask-rcnn_vmamba-nano_fpn_digits work_dirs/...
 from _mm import load_whole, make_parser, read_config
 from mmengine.runner import Runner
 
+from visionssm.openmmlab._weights import locate_weights
+
 
 def main() -> None:
     """Parse the arguments and score."""
@@ -16,6 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = read_config(args)
+        checkpoint = locate_weights(args.checkpoint)
         if args.tta:
             if 'tta_model' not in config or 'tta_pipeline' not in config:
                 raise ValueError(f'--tta: {args.config} has no tta_model and tta_pipeline')
@@ -23,7 +26,7 @@ def main() -> None:
             config.model = {**config.tta_model, 'module': config.model}
         config.load_from = None
         runner = Runner.from_cfg(config)
-        load_whole(getattr(runner.model, 'module', runner.model), args.checkpoint)
+        load_whole(getattr(runner.model, 'module', runner.model), checkpoint)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     runner.test()

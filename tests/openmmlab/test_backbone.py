@@ -1,5 +1,9 @@
 """The registered backbone: what it returns, freezes, loads and refuses."""
 
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from timm import create_model
@@ -36,6 +40,31 @@ def test_output_norms_and_fewer_levels(build):
     assert [name for name, _ in backbone.named_children()] == ['model', 'outnorm1', 'outnorm2']
     for y in backbone(torch.randn(1, 3, 64, 64)):
         assert y.mean(1).abs().max() < 1e-5
+
+
+GOLDENS = Path(__file__).parents[1] / 'goldens'
+
+
+@pytest.mark.parametrize('name', ['vmamba_tiny_s1l8', 'vmamba_vanilla_tiny', 'msvmamba_nano', 'groupmamba_tiny'])
+def test_maps_of_the_authors_backbones(name, build, tmp_path):
+    spec = importlib.util.spec_from_file_location('golden', GOLDENS / 'golden.py')
+    golden = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(golden)
+    meta, recorded = golden.load(name, GOLDENS)
+    weights = golden.upstream_state_dict(meta)
+    extra = [(key, golden.fill_tensor(key, shape)) for key, shape, _ in meta.get('backbone_extra_state', [])]
+    weights |= {key: torch.from_numpy(x) for key, x in extra}
+    torch.save({'state_dict': {f'backbone.{key}': x for key, x in weights.items()}}, tmp_path / 'detector.pth')
+    backbone = build(name, out_norm=True, init_cfg=_init(str(tmp_path / 'detector.pth'))).eval()
+    backbone.init_weights()
+    with torch.no_grad():
+        maps = backbone(torch.from_numpy(golden.make_input(meta['inputs'][2])))
+    assert [list(y.shape) for y in maps] == meta['feature_shapes']['2'][:4]
+    for i, y in enumerate(maps):
+        expected = recorded[f'feat_2_{i}']
+        assert np.abs(golden.summarise(y) - expected).max() < 5e-4 * expected.std(), (
+            np.abs(golden.summarise(y) - expected).max() / expected.std()
+        )
 
 
 def test_other_scan_and_drop_path(build):

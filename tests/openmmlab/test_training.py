@@ -81,17 +81,17 @@ def test_killed_and_resumed_training_has_the_same_losses(scenes):
     run('train', SEGMENTER, '--work-dir', 'whole', *options, cwd=scenes)
     command = [sys.executable, str(ROOT / 'tools/train_mm.py'), SEGMENTER, '--work-dir', 'killed', *options]
     pointer = scenes / 'killed/last_checkpoint'
-    with (
-        (scenes / 'killed.log').open('w') as log,
-        subprocess.Popen(command, cwd=scenes, stdout=log, stderr=log) as killed,
-    ):
+    with subprocess.Popen(command, cwd=scenes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
         while not (pointer.exists() and pointer.read_text()):
-            assert killed.poll() is None, (scenes / 'killed.log').read_text()
+            assert killed.poll() is None
             time.sleep(0.01)
         killed.kill()
     assert pointer.read_text().endswith('iter_3.pth')
     run('train', SEGMENTER, '--work-dir', 'killed', '--resume', *options, cwd=scenes)
-    whole, resumed = ({line['step']: line['loss'] for line in scalars(scenes / name)} for name in ('whole', 'killed'))
+    whole, resumed = (
+        {line['step']: line['loss'] for line in scalars(scenes / name) if 'loss' in line}
+        for name in ('whole', 'killed')
+    )
     assert resumed.keys() >= {4, 5, 6, 7, 8}
     for step in range(4, 9):
         assert resumed[step] == pytest.approx(whole[step], rel=1e-5)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ._adapter import PlainMambaAdapter
+from ._base import Pyramid
 from ._timm import take_indices
+from .groupmamba import GroupMamba
 from .plainmamba import PlainMamba
 
 
@@ -18,7 +20,8 @@ class DenseModel(nn.Module):
         model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.
         out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising; negative
             ones count from the end.
-        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm.
+        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm. Stages
+            that end with a norm (GroupMamba's first three) get none.
         out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
 
     Attributes:
@@ -43,7 +46,9 @@ class DenseModel(nn.Module):
         if not taken or taken != sorted(set(taken)):
             raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones, at least one')
         levels = [model.feature_info[i] for i in taken]
-        eps = getattr(getattr(model, 'norm', None), 'eps', 1e-5)
+        own = {i for i in taken if isinstance(model, Pyramid) and isinstance(model.stages[i].norm, nn.LayerNorm)}
+        like = model.stages[min(own)].norm if own else getattr(model, 'norm', None)
+        eps = getattr(like, 'eps', 1e-5)
         before = set(model.state_dict())
         model.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
         self.model = model
@@ -57,7 +62,8 @@ class DenseModel(nn.Module):
             if out_channels is not None:
                 self.add_module(f'outproj{i}', nn.Linear(level['num_chs'], width))
             if out_norm:
-                self.add_module(f'outnorm{i}', nn.LayerNorm(width, eps=eps))
+                has_one = i in own and out_channels is None
+                self.add_module(f'outnorm{i}', nn.Identity() if has_one else nn.LayerNorm(width, eps=eps))
 
     @property
     def added(self) -> list[str]:
@@ -108,6 +114,9 @@ def _out_norm(name: str, dense: DenseModel) -> str | None:
     match = re.fullmatch(r'(?:outnorm|norm_layer)(\d+)\.(\w+)', name)  # VMamba, MSVMamba; PlainMamba
     if match:
         return f'outnorm{match[1]}.{match[2]}'
+    match = re.fullmatch(r'(?:norm4|head\.norm)\.(\w+)', name)
+    if match and isinstance(dense.model, GroupMamba) and dense.out_norm and 3 in dense.out_indices:
+        return f'outnorm3.{match[1]}'  # which its classifier applies to the pooled map
     match = re.fullmatch(r'out(norm|_map)_(\d+)\.(\w+)', name)  # LBVim counts the maps wanted
     if match and int(match[2]) < len(dense.out_indices):
         kind = 'outnorm' if match[1] == 'norm' else 'outproj'

@@ -7,9 +7,10 @@ In a config, before anything of theirs is imported:
 This also stands in for the compiled operators that mmcv-lite does not have; see `mmcv_ext`.
 """
 
-from ._requirements import check_requirements
+from ._requirements import check_requirements, find_forks
 
 check_requirements()
+find_forks()
 
 from . import mmcv_ext  # noqa: E402  before anything imports mmdet or mmseg
 from ._registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS  # noqa: E402

@@ -31,6 +31,15 @@ def check_requirements() -> None:
             raise ImportError(f'{package} {found} takes mmcv from 2.0 to 2.1, not {mmcv}: pip install mmcv-lite==2.1.0')
 
 
+def find_forks() -> None:
+    """Let bases such as `mmseg::...` be found where a maintained fork (`onedl-mmsegmentation`) is installed instead."""
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    for module, package in MODULE2PACKAGE.items():
+        if _version(package) is None and _version(f'onedl-{package}') is not None:
+            MODULE2PACKAGE[module] = f'onedl-{package}'
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
