@@ -12,7 +12,7 @@ from torch import nn
 from visionssm.openmmlab import Backbone
 
 
-@pytest.mark.parametrize('library', ['mmengine', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize('library', ['mmengine', 'mmdet', 'mmseg'])  # mmpretrain's registry is made like the last two
 def test_type_resolves_from_every_scope(library, build):
     registry = __import__(f'{library}.registry', fromlist=['MODELS']).MODELS
     assert registry.get('visionssm.Backbone') is Backbone
