@@ -89,6 +89,19 @@ def test_options_have_files_of_their_own(changed, digits, model, tmp_path):
     assert result['img_size'] == changed.get('img_size', 32)
 
 
+def test_some_classes_of_many(digits, model, tmp_path):
+    """A class map says which of the model's classes the folders are."""
+    torch.manual_seed(0)
+    many = timm.create_model('test_vmamba', pretrained_cfg_overlay={'input_size': (3, 32, 32)})
+    save_for_hf(many, str(tmp_path / 'many'), safe_serialization=True)
+    names = {'model': f'local-dir:{tmp_path / "many"}', 'class_map': str(tmp_path / 'map.json')}
+    (tmp_path / 'map.json').write_text(json.dumps({str(digit): 100 * digit for digit in range(10)}))
+    assert validate(options(digits, model, **names), tmp_path / 'out')['images'] == COUNT
+    (tmp_path / 'map.json').write_text(json.dumps({str(digit): 200 * digit for digit in range(10)}))
+    with pytest.raises(ValueError, match='has 1801 classes'):
+        validate(options(digits, model, **names), tmp_path / 'out')
+
+
 class Stop(Exception):
     pass
 
@@ -166,6 +179,8 @@ def test_unreadable_image_is_named(digits, model, tmp_path):
         ({'model': 'vmamba_nano'}, 'no published weights'),
         ({'scan': 'no_such_order'}, 'no_such_order'),
         ({'dtype': 'int8'}, 'float32, bfloat16, float16'),
+        ({'class_map': 'map.pkl'}, 'neither .txt nor .json'),
+        ({'class_map': 'nowhere.txt'}, 'nowhere.txt'),
     ],
 )
 def test_bad_input(changed, message, digits, model, tmp_path):

@@ -22,7 +22,7 @@ from visionssm._validation import DTYPES, Options, validate
 FIELDS = {
     'split': 'default: validation',
     'data_dir': "where hfds/ keeps its files; default: datasets' cache",
-    'class_map': 'file of class names in order of their index; default: alphabetical',
+    'class_map': 'text file of all class names in order, or JSON of names to indices; default: alphabetical',
     'checkpoint': "file of weights in ours or the authors' format, for one registered model",
     'scan': "scan order instead of the model's",
 }

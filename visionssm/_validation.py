@@ -40,7 +40,8 @@ class Options:
             'hfds/NAME'.
         split: Of the data set.
         data_dir: Where 'hfds/' keeps its files.
-        class_map: File of class names, one per line, or of 'name index' lines; '': classes in alphabetical order.
+        class_map: Text file with the names of all classes in order, or JSON file of some names to indices; '': the
+            folders are all classes, in alphabetical order.
         num_samples: Of a 'wds/' folder without `_info.json`.
         model: Registered name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'.
         checkpoint: File of weights for a registered model; '': its own.
@@ -133,11 +134,12 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
     given = {'input_size': size, 'crop_pct': options.crop_pct or None}
     config = resolve_data_config(given, model=model, use_test_size=options.test_size)
     data = _open(options, config['input_size'][0])
-    classes = getattr(data.reader, 'class_to_idx', None)
-    if classes and len(classes) != model.num_classes:
+    classes = getattr(data.reader, 'class_to_idx', None) or {}
+    count = max(classes.values()) + 1 if options.class_map else len(classes)
+    if classes and (count > model.num_classes if options.class_map else count != model.num_classes):
         raise ValueError(
-            f'{options.data} has {len(classes)} classes, {options.model} {model.num_classes}: give the data of the '
-            'model, or a class map that gives each class its index'
+            f'{options.data} has {count} classes, {options.model} {model.num_classes}: give the data of the model, or '
+            'a class map that gives each class its index'
         )
 
     settings = {**asdict(options), 'transform': config, 'weights': _digest(model), 'images': len(data)}
@@ -205,12 +207,17 @@ def _open(options: Options, channels: int) -> Any:
         name, root = '', options.data
     if (not name or kind == 'wds') and '://' not in root and not Path(root).is_dir():
         raise FileNotFoundError(f'no folder of images at {root}')
+    class_map: str | dict[str, int] = options.class_map
+    if class_map and not class_map.endswith(('.txt', '.json')):  # not .pkl, which older timm unpickles unrestrictedly
+        raise ValueError(f'class map {class_map!r} ends in neither .txt nor .json')
     try:
+        if class_map.endswith('.json'):
+            class_map = json.loads(Path(class_map).read_text(encoding='utf-8'))
         return create_dataset(
             name,
             root=root,
             split=options.split,
-            class_map=options.class_map or None,
+            class_map=class_map or None,
             batch_size=options.batch_size,
             input_img_mode='L' if channels == 1 else 'RGB',
             **({'num_samples': options.num_samples or None} if stream else {}),
