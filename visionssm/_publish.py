@@ -28,6 +28,7 @@ class Plan:
         files: Path in the repository to content: a file, or bytes that are made for the occasion.
         title: Of the card.
         license: As the card states it.
+        left_out: Files that do not, as they may be pickles: checkpoints of a training.
         warnings: What stands against it, unless the owner says that it is allowed.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     files: dict[str, Path | bytes]
     title: str
     license: str
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def size(self, name: str) -> int:
@@ -70,8 +72,8 @@ def plan(folder: Path, repo_id: str) -> Plan:
             files[name.as_posix()] = path
     if missing := [name for name in _NEEDED if name not in files]:
         raise ValueError(f"{folder} is no model in timm's layout: it has no {' and no '.join(missing)}")
-    if pickles := [name for name in files if name.endswith(_PICKLES)]:
-        raise ValueError(f'{folder} holds {pickles[0]}, which may be a pickle: remove it, or convert it')
+    left_out = tuple(name for name in files if name.endswith(_PICKLES))
+    files = {name: path for name, path in files.items() if name not in left_out}
     config = _check_model(folder)
     card = files['README.md'].read_text(encoding='utf-8') if 'README.md' in files else folder_card(config)
     title, license = _check_card(folder, card)
@@ -85,7 +87,7 @@ def plan(folder: Path, repo_id: str) -> Plan:
         )
     if 'provenance' in config and license and stored not in (*UNCLEAR, license):
         warnings.append(f'config.json says {stored}, README.md {license}')
-    return Plan(repo_id, dict(sorted(files.items())), title, license or 'none', tuple(warnings))
+    return Plan(repo_id, dict(sorted(files.items())), title, license or 'none', left_out, tuple(warnings))
 
 
 def upload(plan: Plan, private: bool = False) -> str:

@@ -465,6 +465,8 @@ def _push(args: argparse.Namespace) -> int:
     made = plan(args.folder, args.repo_id)
     _table(['file', 'bytes'], [[name, f'{made.size(name):,}'] for name in made.files])
     _pairs([('to', made.repo_id), ('card', made.title), ('licence', made.license)])
+    if made.left_out:
+        print(f'left out, as they may be pickles: {", ".join(made.left_out)}')
     refusal = f'{"; ".join(made.warnings)}. If you have it, add --i-have-the-right'
     if made.warnings and args.yes and not args.i_have_the_right:
         raise ValueError(refusal)
