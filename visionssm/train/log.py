@@ -18,14 +18,17 @@ from visionssm.demo import MissingExtraError
 
 from .checkpoint import write_whole
 from .loop import Epoch, Progress
+from .recipe import Recipe
 
 STEPS = ('step', 'epoch', 'loss', 'gradient_norm', 'lr', 'images_per_second', 'memory_mib', 'skipped')
 EPOCHS = ('epoch', 'loss', 'accuracy', 'seconds')
 
 
-def check_extras(tensorboard: bool) -> None:
-    """Raise `MissingExtraError` unless what the log needs can be imported."""
-    needed = ['matplotlib', 'tqdm', *(['tensorboard'] if tensorboard else [])]
+def check_extras(recipe: Recipe) -> None:
+    """Raise `MissingExtraError` unless what a run by `recipe` needs can be imported."""
+    needed = ['matplotlib', 'tqdm']
+    needed += ['tensorboard'] if recipe.tensorboard else []
+    needed += ['sklearn'] if recipe.data == 'digits' else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'training needs {", ".join(missing)}: pip install "visionssm[train]"')

@@ -62,6 +62,12 @@ class Processes(Alone):
         dist.all_gather_object(values, value)
         return values
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the buffers of the first, such as statistics of batch norms: those are in checkpoints."""
+        if self.together:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def shard(self, model: nn.Module) -> None:
         """Spread the parameters of `model` over the processes (FSDP), block by block."""
         mesh = init_device_mesh(self.device.type, (self.count,))

@@ -61,6 +61,8 @@ class Trainer:
         device = processes.device
         if recipe.parallel == 'fsdp' and not processes.together:
             raise ValueError('parallel: fsdp spreads a model over processes; start them with torchrun')
+        if recipe.parallel == 'fsdp' and recipe.precision == 'fp16':
+            raise ValueError('parallel: fsdp goes with bf16 or fp32')
         seed_cpu(recipe.seed)
         grey = recipe.data == 'digits'
         channels = recipe.model_args.get('in_chans', 1 if grey else 3)
@@ -130,6 +132,7 @@ class Trainer:
     def evaluate(self, model: nn.Module) -> float:
         """Top-1 accuracy of `model` on the evaluation images of all processes."""
         model.eval()
+        self.processes.share_buffers(model)
         right = count = 0
         with (
             torch.no_grad(),
@@ -245,7 +248,7 @@ def train(
         SystemExit: With code 143, after a checkpoint, if a process gets SIGTERM.
         MissingExtraError: If a package is missing.
     """
-    logs.check_extras(recipe.tensorboard)
+    logs.check_extras(recipe)
     with start_processes(device) as processes:
         first = processes.rank == 0
         quiet = say if first else lambda line: None
