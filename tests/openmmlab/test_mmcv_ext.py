@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import RoIAlign, batched_nms, nms, roi_align, sigmoid_focal_loss
+from mmcv.ops import RoIAlign, batched_nms, nms, roi_align, sigmoid_focal_loss, softmax_focal_loss
+from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -62,9 +63,27 @@ def test_roi_align_has_exact_gradients(recorded):
     assert torch.autograd.gradcheck(lambda x: layer(x, rois), feat)
 
 
+def test_focal_loss_is_what_mmdet_defines():
+    target = torch.tensor([0, 2, 3, 1, 3])  # 3 is the background
+    one_hot = torch.nn.functional.one_hot(target, 4)[:, :3]
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    pairs = []
+    for loss in (
+        lambda x: sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'none'),
+        lambda x: py_sigmoid_focal_loss(x, one_hot, None, 2.0, 0.25, 'none'),
+    ):
+        x = logits.clone().requires_grad_()
+        y = loss(x)
+        y.sum().backward()
+        pairs.append((y, x.grad))
+    torch.testing.assert_close(*pairs)
+
+
 def test_other_operators_refuse_by_name():
-    with pytest.raises(NotImplementedError, match='sigmoid_focal_loss_forward is an operator of compiled mmcv'):
-        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(NotImplementedError, match='softmax_focal_loss_forward is an operator of compiled mmcv'):
+        softmax_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(NotImplementedError, match='sigmoid_focal_loss with weights'):
+        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 2.0, 0.25, torch.ones(3))
     with pytest.raises(NotImplementedError, match="pool_mode='max'"):
         roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), (2, 2), 1.0, 0, 'max')
 

@@ -1,7 +1,8 @@
 """A stand-in for mmcv's compiled operators, so that mmcv-lite serves mmdet and mmseg on any current torch.
 
 mmcv-lite has no `mmcv._ext`, and mmdet and mmseg import it. What they need of it to be imported is only that names
-exist; what Mask R-CNN, Cascade R-CNN, RetinaNet, FCOS and UPerNet run is RoIAlign and NMS, which torchvision has, too.
+exist; what Mask R-CNN, Cascade R-CNN, RetinaNet and UPerNet run is RoIAlign, NMS and on GPUs the focal loss, which
+torchvision has, too.
 Importing this module puts such an extension into `sys.modules`, unless a compiled one is there, and lets mmengine read
 its runner's checkpoints under torch's safe loading, so that `resume=True` works. It needs nothing else of this package:
 in any config,
@@ -11,7 +12,8 @@ in any config,
 or, in a script that imports `mmdet.apis` before it reads a config, `import visionssm.openmmlab.mmcv_ext`.
 
 Every other operator raises `NotImplementedError` with its name when it is called. Results are those of compiled mmcv
-2.1.0 (`tests/openmmlab/test_mmcv_ext.py` has recorded ones); RoIAlign pools by averages only.
+2.1.0 on CPU (`tests/openmmlab/test_mmcv_ext.py` has recorded ones), for the focal loss, which has no CPU form there,
+those of mmdet's own definition; RoIAlign pools by averages only.
 """
 
 import importlib.util
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 _NAME = 'mmcv._ext'
 
@@ -65,6 +68,7 @@ def roi_align_forward(
 
     _check_average(pool_mode)
     size = (aligned_height, aligned_width)
+    input = _at_least_fp32(input)
     output.copy_(roi_align(input, rois.to(input.dtype), size, spatial_scale, sampling_ratio, aligned))
 
 
@@ -91,9 +95,48 @@ def roi_align_backward(
     _check_average(pool_mode)
     size = (aligned_height, aligned_width)
     with torch.enable_grad():  # RoIAlign is linear in its input: any will do
-        source = torch.zeros_like(grad_input).requires_grad_()
+        source = _at_least_fp32(torch.zeros_like(grad_input)).requires_grad_()
         output = roi_align(source, rois.to(source.dtype), size, spatial_scale, sampling_ratio, aligned)
     grad_input.copy_(torch.autograd.grad(output, source, grad_output.to(source.dtype))[0])
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Focal loss of logits (N, C) for classes (N,), C being the background, to `output`; mmdet calls it on GPUs.
+
+    Raises:
+        NotImplementedError: If classes have weights.
+    """
+    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Gradient of the sum of `sigmoid_focal_loss_forward`, written to `grad_input`.
+
+    Raises:
+        NotImplementedError: If classes have weights.
+    """
+    with torch.enable_grad():
+        source = input.detach().requires_grad_()
+        loss = _focal_loss(source, target, weight, gamma, alpha).sum()
+    grad_input.copy_(torch.autograd.grad(loss, source)[0])
+
+
+def _focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+
+    if weight.numel():
+        raise NotImplementedError('sigmoid_focal_loss with weights of classes needs compiled mmcv')
+    classes = input.shape[1]
+    truth = one_hot(target, classes + 1)[:, :classes]
+    return sigmoid_focal_loss(input, truth.to(input.dtype), alpha, gamma)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def get_compiler_version() -> str:
@@ -126,7 +169,15 @@ def install() -> bool:
         raise ImportError('this mmcv has no compiled operators, and torchvision stands in for them: pip install it')
     module = _StandIn(_NAME, __doc__)
     module.__spec__ = ModuleSpec(_NAME, None)  # mmcv asks for it
-    for operator in (nms, roi_align_forward, roi_align_backward, get_compiler_version, get_compiling_cuda_version):
+    for operator in (
+        nms,
+        roi_align_forward,
+        roi_align_backward,
+        sigmoid_focal_loss_forward,
+        sigmoid_focal_loss_backward,
+        get_compiler_version,
+        get_compiling_cuda_version,
+    ):
         setattr(module, operator.__name__, operator)
     sys.modules[_NAME] = module
     return True
