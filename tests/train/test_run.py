@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import timm
@@ -25,9 +26,11 @@ from visionssm.train.checkpoint import read_checkpoint  # noqa: E402
 from visionssm.train.log import read_table  # noqa: E402
 from visionssm.train.loop import NonFiniteLossError  # noqa: E402
 from visionssm.train.parallel import start_processes  # noqa: E402
-from visionssm.train.run import Trainer, train  # noqa: E402
+from visionssm.train.run import Trainer  # noqa: E402
+from visionssm.train.run import train as train_anywhere  # noqa: E402
 
 SMALL = ['epochs=1', 'warmup_epochs=0', 'batch_size=32', 'train_samples=128', 'workers=0', 'hflip=0', 'log_steps=1']
+train = partial(train_anywhere, device='cpu')
 ISOTROPIC = ['test_vim', 'test_plainmamba', 'test_lbvim']
 
 
@@ -194,7 +197,8 @@ def test_resuming_is_asked_for_and_of_the_same_recipe(tmp_path):
 
 def test_a_loss_that_is_no_number_names_layer_and_checkpoint(tmp_path, monkeypatch, capsys):
     keys = [*SMALL, 'epochs=2', 'val_split=null', 'train_samples=32', 'lr=1e30', 'warmup_lr=1e30', 'min_lr=1e30']
-    command = ['train', '--model', 'test_vmamba', '--data', 'digits', '--output', str(tmp_path), '--set', *keys]
+    command = ['train', '--model', 'test_vmamba', '--data', 'digits', '--device', 'cpu']
+    command += ['--output', str(tmp_path), '--set', *keys]
     assert cli.main(command) == 1
     error = capsys.readouterr().err
     assert 'at step 1 (epoch 2); first in the output of ' in error and 'step-00000001.pt' in error
@@ -287,6 +291,7 @@ def test_command_line(capsys):
         (['--model', 'test_vmamba', '--data', 'digits', '--set', 'model_args={dephts: 2}'], 'dephts'),
         (['--model', 'test_vmamba', '--data', 'digits', '--set', 'batch_size=64', 'initial=/no/file'], 'no weights at'),
         (['--config', '/no/recipe.yaml'], 'neither a file nor'),
+        (['--model', 'test_vmamba', '--data', 'digits', '--device', 'abacus'], 'abacus'),
     ):
         assert cli.main(['train', '--output', '/tmp/no-such-run', *arguments]) == 2
         error = capsys.readouterr().err

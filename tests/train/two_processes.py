@@ -62,11 +62,11 @@ def interrupted_run(recipe, output):
 
     parallel.Processes.mean = mean
     try:
-        run.train(recipe, output, print)
+        run.train(recipe, output, print, device='cpu')
     except SystemExit as stop:
         code = stop.code
     parallel.Processes.mean = step
-    run.train(recipe, output, print, resume='auto')
+    run.train(recipe, output, print, resume='auto', device='cpu')
     return code
 
 
@@ -78,7 +78,7 @@ def main(folder, processes):
         if processes.rank == 0:
             torch.save(grads, folder / f'{kind}.pt')
         recipe = make_recipe(model, [*extra, *AUGMENTED])
-        run.train(recipe, folder / f'{kind}-whole', print)
+        run.train(recipe, folder / f'{kind}-whole', print, device='cpu')
         codes[kind] = interrupted_run(recipe, folder / f'{kind}-interrupted')
     if processes.rank == 0:
         (folder / 'codes.json').write_text(json.dumps(codes))

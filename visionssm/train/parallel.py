@@ -21,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from visionssm._environment import check_device
+
 from .loop import Alone
 
 
@@ -99,11 +101,14 @@ def start_processes(device: str = 'auto') -> Iterator[Processes]:
 
     Args:
         device: A device of torch, or 'auto': CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here.
     """
     local = int(os.environ.get('LOCAL_RANK', 0))
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    place = torch.device(device)
+    place = check_device(device)
     if place.type == 'cuda':
         place = torch.device('cuda', local if place.index is None else place.index)
         torch.cuda.set_device(place)
