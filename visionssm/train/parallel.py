@@ -64,6 +64,11 @@ class Processes(Alone):
         dist.all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.together:
+            dist.barrier()
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the buffers of the first, such as statistics of batch norms: those are in checkpoints."""
         if self.together:

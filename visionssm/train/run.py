@@ -310,6 +310,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, output: Path, say: Callable
         state = trainer.state()
         if first:
             checkpoints.save(state, progress.step, best)
+        trainer.processes.wait()  # whoever ends now, or looks for it, finds it
 
     def on_step(progress: Progress) -> None:
         if log is not None:
