@@ -32,7 +32,10 @@ MODELS = [
     'mambaout_tiny',
     'deit_small_patch16_224',
 ]
-MODELS += ['vim_small_patch16_224', 'vim_tiny_patch16_224@448', 'deit_tiny_patch16_224@448']
+MODELS += [
+    'vim_small_patch16_224',
+    *(f'{name}_tiny_patch16_224@{side}' for side in (448, 672) for name in ('vim', 'deit')),
+]
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 
 

@@ -161,7 +161,7 @@ class MambaMixer(ScanningModule):
         if not self.along_rows:
             y = y * F.silu(z)
         if self.num_directions > 1:
-            y = y / self.num_directions
+            y = y.div_(self.num_directions)  # in place: a map of fresh memory costs more than the division
         return self.out_proj(y)
 
 
