@@ -34,7 +34,7 @@ def test_installed_metadata():
     assert distribution.metadata['License-Expression'] == 'Apache-2.0'
     assert any(entry.name == 'visionssm' and entry.value == 'visionssm.cli:main' for entry in distribution.entry_points)
     needed = {re.match(r'[\w-]+', line)[0] for line in distribution.requires if 'extra ==' not in line}
-    assert needed == {'torch', 'timm', 'safetensors', 'huggingface-hub', 'numpy', 'pillow'}
+    assert needed == {'torch', 'timm', 'safetensors', 'huggingface-hub', 'numpy', 'pillow', 'pyyaml'}
 
 
 def test_shipped_files_are_where_the_build_looks():
