@@ -49,7 +49,10 @@ def window_by_length(steps: int) -> int:
     """Upstream's window for a walk of `steps`: 4 up to 128, 8 up to 256, 16 beyond."""
     # by arithmetic: with a branch, compiled and exported graphs would be tied to one of the three ranges
     level = (steps - 1) // 128
-    level = min(level, 2) if torch.jit.is_scripting() else torch.sym_min(level, 2)
+    if not torch.jit.is_scripting() and isinstance(level, torch.SymInt):
+        level = torch.sym_min(level, 2)
+    else:  # dynamo understands `min`; before torch 2.12 it does not take sym_min of plain numbers
+        level = min(level, 2)
     return 4 * (1 + level + level // 2)
 
 
