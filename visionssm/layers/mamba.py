@@ -137,8 +137,9 @@ class MambaMixer(ScanningModule):
         if self.reverse:
             order = order.flip(1)
         x, z = self.in_proj(x).chunk(2, -1)
-        walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
-        if not self.along_rows:
+        if self.along_rows:
+            walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
+        else:
             walked = x[:, order.long()]  # (B, K, T, D), as visited
         outputs = []
         for k, direction in enumerate(self.directions):
