@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def list_configs(pattern: str = '') -> list[Path]:
     wanted = pattern if any(sign in pattern for sign in '*?[') else f'*{pattern}*'
     matches = [path for name, path in configs.items() if fnmatch(name, wanted) or fnmatch(path.stem, wanted)]
     if not matches:
-        close = difflib.get_close_matches(pattern, [path.stem for path in configs.values()], 3, 0.4)
-        raise ValueError(f'no config matches {pattern!r}' + (f'; closest are {", ".join(close)}' if close else ''))
+        stems = [path.stem for path in configs.values()]
+        raise ValueError(f'no config matches {pattern!r}{_closest(pattern, stems)}')
     return matches
 
 
@@ -56,7 +57,9 @@ def find_config(name: str | Path) -> Path:
     configs = {path.stem: path for path in list_configs()}
     if stem in configs:
         return configs[stem]
-    close = difflib.get_close_matches(stem, configs, 3, 0.4)
-    raise ValueError(
-        f'{name} is neither a file nor one of our configs' + (f'; closest are {", ".join(close)}' if close else '')
-    )
+    raise ValueError(f'{name} is neither a file nor one of our configs{_closest(stem, configs)}')
+
+
+def _closest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, 3, 0.4)
+    return f'; closest are {", ".join(close)}' if close else ''
