@@ -17,6 +17,7 @@ from torch import nn
 
 from ._macs import count_macs
 from ._reported import REPORTED, Reported, differs
+from .models._download import hub_name
 
 _OURS = f'{__package__}.'
 _BORROWED = 'timm.models.mambaout'  # timm has this family already; nothing of it is registered again
@@ -73,9 +74,7 @@ def reported_top1(config: PretrainedCfg) -> float | None:
 
 def weights_source(config: PretrainedCfg) -> str:
     """Where the weights come from; '' if there are none."""
-    if config.hf_hub_id:
-        return '/'.join(filter(None, ('hf-hub:' + config.hf_hub_id, config.hf_hub_filename)))
-    return config.url or config.file or ''
+    return hub_name(config) or config.url or config.file or ''
 
 
 def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:

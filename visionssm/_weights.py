@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from ._catalog import model_names, reported_top1
-from .models._download import Cached, fetch, find_cached, partial_downloads, verify
+from .models._download import Cached, fetch, find_cached, hub_name, partial_downloads, verify
 from .models._downstream import DOWNSTREAM, Downstream
 
 
@@ -32,10 +32,8 @@ class Weights(NamedTuple):
     @property
     def where(self) -> str:
         """Its address, or that of the page from which a person gets it; '' if none is known."""
-        if self.source.hf_hub_id:
-            return '/'.join(filter(None, (f'hf-hub:{self.source.hf_hub_id}', self.source.hf_hub_filename)))
         pages = re.findall(r'https://\S+', ' '.join(self.source.notes or ()))
-        return self.source.url or ''.join(pages[:1])
+        return hub_name(self.source) or self.source.url or ''.join(pages[:1])
 
     @property
     def by_hand(self) -> bool:

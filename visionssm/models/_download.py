@@ -176,6 +176,13 @@ def published_sha256(source: Source) -> str | None:
     return _SHA256.get(f'hf://{_split(source.hf_hub_id)[0]}/{source.hf_hub_filename}')
 
 
+def hub_name(source: Source) -> str:
+    """'hf-hub:owner/name[@revision][/file]' of `source`; '' if it is not on the Hub."""
+    if not source.hf_hub_id:
+        return ''
+    return '/'.join(filter(None, (f'hf-hub:{source.hf_hub_id}', source.hf_hub_filename)))
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
