@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import visionssm
-from visionssm import _environment, cli
+from visionssm import cli
+from visionssm.catalog import machine as _environment
 
 Image = pytest.importorskip('PIL.Image')
 
@@ -200,7 +201,7 @@ def test_scans(run, tmp_path, monkeypatch):
     code, out, _ = run('scans')
     assert code == 0 and re.search(r'^hilbert +\d', out, re.M)
     pytest.importorskip('matplotlib')
-    from visionssm.scans import _plot
+    from visionssm.scans import plot as _plot
 
     monkeypatch.setattr(_plot, 'list_scans', lambda: ['raster'])  # all of them take seconds
     code, out, _ = run('scans', '--plot', tmp_path / 'scans.png')

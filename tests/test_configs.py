@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from visionssm import _configs
-from visionssm._catalog import list_rows
+from visionssm.catalog import configs as _configs
+from visionssm.catalog.models import list_rows
 from visionssm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]

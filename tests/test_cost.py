@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import visionssm  # noqa: F401
-from visionssm._catalog import model_cost, model_names
-from visionssm._macs import count_macs
-from visionssm._reported import REPORTED, differs
+from visionssm.catalog.macs import count_macs
+from visionssm.catalog.models import model_cost, model_names
+from visionssm.catalog.reported import REPORTED, differs
 from visionssm.layers.neighborhood import na_av, na_qk
 from visionssm.ops import selective_scan
 

@@ -17,8 +17,8 @@ pytest.importorskip('matplotlib')
 pytest.importorskip('tqdm')
 
 from visionssm import demo  # noqa: E402
-from visionssm._catalog import model_names  # noqa: E402
-from visionssm._classify import classify  # noqa: E402
+from visionssm.apps.classify import classify  # noqa: E402
+from visionssm.catalog.models import model_names  # noqa: E402
 from visionssm.scans import get_scan  # noqa: E402
 
 TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import visionssm
-from visionssm.scans import _registry, list_scans
+from visionssm.scans import list_scans, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / 'pyproject.toml').read_text()
@@ -57,7 +57,7 @@ def test_readme_names_every_scan_order():
     'code', [code for code in re.findall(r'```python\n(.*?)```', README, re.S) if '.pth' not in code]
 )
 def test_examples_of_the_readme_run(code, monkeypatch):
-    monkeypatch.setattr(_registry, '_STRATEGIES', dict(_registry._STRATEGIES))  # one example registers an order
+    monkeypatch.setattr(registry, '_STRATEGIES', dict(registry._STRATEGIES))  # one example registers an order
     exec(compile(code, 'README.md', 'exec'), {})
 
 

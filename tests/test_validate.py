@@ -17,8 +17,8 @@ from timm.models import save_for_hf
 
 pytest.importorskip('sklearn')
 
-from visionssm import _validation  # noqa: E402
-from visionssm._validation import Options, gather, validate  # noqa: E402
+from visionssm.apps import validate as _validation  # noqa: E402
+from visionssm.apps.validate import Options, gather, validate  # noqa: E402
 from visionssm.demo import load_digits  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

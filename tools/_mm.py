@@ -9,8 +9,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from torch import nn
 
-from visionssm._configs import find_config
-from visionssm.models._checkpoint import load_checkpoint
+from visionssm.catalog.configs import find_config
+from visionssm.weights.checkpoint import load_checkpoint
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

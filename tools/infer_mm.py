@@ -13,8 +13,8 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from PIL import Image
 
-from visionssm._configs import find_config
-from visionssm.openmmlab._weights import locate_weights
+from visionssm.catalog.configs import find_config
+from visionssm.openmmlab.weights import locate_weights
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import visionssm  # noqa: F401  registers the models
-from visionssm._cards import family_files
-from visionssm._families import FAMILIES
+from visionssm.hub.card import family_files
+from visionssm.hub.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 

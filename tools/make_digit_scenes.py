@@ -2,7 +2,7 @@
 
 import argparse
 
-from visionssm.digit_scenes import make_scenes
+from visionssm.data.scenes import make_scenes
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from visionssm._catalog import sketch
-from visionssm._macs import count_macs
+from visionssm.catalog.macs import count_macs
+from visionssm.catalog.models import sketch
 
 MODELS = (('VMamba-B', 'vmamba_base_s2l15'), ('Vim-B', 'vim_base_patch16_224'))
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ exactly. `python tools/test_mm.py mask-rcnn_vmamba-nano_fpn_digits work_dirs/...
 from _mm import load_whole, make_parser, read_config
 from mmengine.runner import Runner
 
-from visionssm.openmmlab._weights import locate_weights
+from visionssm.openmmlab.weights import locate_weights
 
 
 def main() -> None:

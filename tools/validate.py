@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import visionssm  # noqa: F401  registers the models
-from visionssm._environment import check_device
-from visionssm._validation import DTYPES, Options, validate
+from visionssm.apps.validate import DTYPES, Options, validate
+from visionssm.catalog.machine import check_device
 
 FIELDS = {
     'split': 'default: validation',

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.layers import ResamplePyramid
-from visionssm.models._adapter import PlainMambaAdapter
-from visionssm.models._checkpoint import check_fit, load_checkpoint
-from visionssm.models._dense import DenseModel, dense_state_dict
+from visionssm.models.adapter import PlainMambaAdapter
+from visionssm.models.dense import DenseModel, dense_state_dict
+from visionssm.weights.checkpoint import check_fit, load_checkpoint
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'tests' / 'goldens'
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .scans import get_scan
-from .scans._plot import _draw_panel
+from .scans.plot import _draw_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

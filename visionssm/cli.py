@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from ._configs import find_config
+    from .catalog.configs import find_config
     from .train import describe_fields, load_recipe
 
     if args.list_keys:
@@ -215,9 +215,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _features(args: argparse.Namespace) -> int:
-    from ._classify import load_classifier
-    from ._environment import check_device
-    from .train import features
+    from .apps import features
+    from .apps.classify import load_classifier
+    from .catalog.machine import check_device
 
     device = check_device(args.device)
     features.check_suffix(args.output)
@@ -248,7 +248,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from ._catalog import list_rows
+    from .catalog.models import list_rows
 
     rows = list_rows(args.pattern, cost=args.markdown)
     _table(list(rows[0]), [list(row.values()) for row in rows], args.markdown)
@@ -262,14 +262,14 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from ._catalog import describe
+    from .catalog.models import describe
 
     _pairs(describe(args.model))
     return 0
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from . import _weights as weights
+    from .catalog import weights
 
     found = weights.find_weights(args.pattern)
     if (args.download or args.prune) and not args.pattern:
@@ -310,7 +310,7 @@ def _weights(args: argparse.Namespace) -> int:
 
 
 def _configs(args: argparse.Namespace) -> int:
-    from ._configs import list_configs
+    from .catalog.configs import list_configs
 
     for path in list_configs(args.pattern):
         print(path)
@@ -318,7 +318,7 @@ def _configs(args: argparse.Namespace) -> int:
 
 
 def _env(args: argparse.Namespace) -> int:
-    from . import _environment as environment
+    from .catalog import machine as environment
 
     for heading, pairs in (
         ('versions', environment.versions()),
@@ -334,8 +334,8 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def _selfcheck(args: argparse.Namespace) -> int:
-    from ._environment import check_device
-    from ._selfcheck import check, refusals
+    from .apps.selfcheck import check, refusals
+    from .catalog.machine import check_device
     from .testing import tolerance
 
     device = check_device(args.device)
@@ -417,8 +417,8 @@ def _split_scans(text: str) -> list[str]:
 
 
 def _classify(args: argparse.Namespace) -> int:
-    from ._classify import classify, load_classifier
-    from ._environment import check_device
+    from .apps.classify import classify, load_classifier
+    from .catalog.machine import check_device
 
     device = check_device(args.device)
     model = load_classifier(args.model, args.checkpoint, args.img_size)
@@ -435,7 +435,7 @@ def _classify(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from ._convert import convert
+    from .hub.convert import convert
 
     done = convert(args.checkpoint, args.model, args.output, dict(args.model_kwargs), args.source, args.license)
     what = f'{done.num_classes} classes' if done.num_classes else 'a backbone, no classifier'
@@ -460,7 +460,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from ._publish import plan, upload
+    from .hub.push import plan, upload
 
     made = plan(args.folder, args.repo_id)
     _table(['file', 'bytes'], [[name, f'{made.size(name):,}'] for name in made.files])

@@ -27,8 +27,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ._catalog import check_model, sketch, takes_argument
-from ._classify import classify
+from .apps.classify import classify
+from .catalog.models import check_model, sketch, takes_argument
 from .scans import get_scan
 from .train.loop import Epoch, fit
 

@@ -16,11 +16,11 @@ from PIL import Image
 from timm.models import get_pretrained_cfg
 
 import visionssm  # noqa: F401  registers the models
-from visionssm._cards import family_files, folder_card
-from visionssm._catalog import model_names
-from visionssm._diagrams import Path as Walk
-from visionssm._diagrams import draw_blocks, draw_paths
-from visionssm._families import FAMILIES, family_of
+from visionssm.catalog.models import model_names
+from visionssm.hub.card import family_files, folder_card
+from visionssm.hub.diagrams import Path as Walk
+from visionssm.hub.diagrams import draw_blocks, draw_paths
+from visionssm.hub.families import FAMILIES, family_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / 'model_cards'

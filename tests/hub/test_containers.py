@@ -16,8 +16,8 @@ from timm.models import get_pretrained_cfg, list_models
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.models import load_checkpoint
-from visionssm.models._checkpoint import same_layout
-from visionssm.models._downstream import DOWNSTREAM, get_downstream
+from visionssm.weights.checkpoint import same_layout
+from visionssm.weights.downstream import DOWNSTREAM, get_downstream
 
 ROOT = Path(__file__).resolve().parents[2]
 

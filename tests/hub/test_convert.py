@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import visionssm  # noqa: F401  registers the models
-from visionssm import _convert, cli
-from visionssm._convert import convert
-from visionssm.models._dense import DenseModel
+from visionssm import cli
+from visionssm.hub import convert as _convert
+from visionssm.hub.convert import convert
+from visionssm.models.dense import DenseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ from timm.models import save_for_hf
 
 import visionssm  # noqa: F401  registers the models
 from visionssm import cli
-from visionssm._convert import convert
-from visionssm._publish import plan
+from visionssm.hub.convert import convert
+from visionssm.hub.push import plan
 
 TOKEN = 'hf_abc'
 

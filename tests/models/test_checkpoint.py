@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 import visionssm  # noqa: F401  registers the models
-from visionssm.models._checkpoint import load_checkpoint
-from visionssm.models._download import WeightsError
 from visionssm.models.vim import resample_pos_embed
+from visionssm.weights.checkpoint import load_checkpoint
+from visionssm.weights.download import WeightsError
 
 NAME = 'test_vmamba'
 

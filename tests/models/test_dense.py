@@ -13,9 +13,9 @@ from timm.models import group_parameters
 from torch import nn
 
 from visionssm.layers import ResamplePyramid, SimplePyramid
-from visionssm.models._adapter import DeformableAttention, PlainMambaAdapter
-from visionssm.models._checkpoint import check_fit
-from visionssm.models._dense import DenseModel, dense_state_dict
+from visionssm.models.adapter import DeformableAttention, PlainMambaAdapter
+from visionssm.models.dense import DenseModel, dense_state_dict
+from visionssm.weights.checkpoint import check_fit
 
 HERE = Path(__file__).resolve().parent
 

@@ -21,9 +21,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from visionssm._catalog import list_rows
-from visionssm._configs import find_config, list_configs
-from visionssm.models._downstream import DOWNSTREAM
+from visionssm.catalog.configs import find_config, list_configs
+from visionssm.catalog.models import list_rows
+from visionssm.weights.downstream import DOWNSTREAM
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = [ROOT / name for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from visionssm.openmmlab import _requirements
+from visionssm.openmmlab import requirements
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ from visionssm.openmmlab import _requirements
 )
 def test_one_line_with_the_fix(versions, absent, message, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(_requirements, '_version', versions.get)
+    monkeypatch.setattr(requirements, '_version', versions.get)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == absent else find(name))
     with pytest.raises(ImportError, match=message) as caught:
-        _requirements.check_requirements()
+        requirements.check_requirements()
     assert '\n' not in str(caught.value)
 
 
@@ -43,10 +43,10 @@ def test_opencv_without_its_libraries(monkeypatch):
     with pytest.raises(
         ImportError, match='libGL.so.1.*apt install libgl1 libglib2.0-0, or pip uninstall opencv-python'
     ):
-        _requirements.check_requirements()
+        requirements.check_requirements()
 
 
 @pytest.mark.parametrize('versions', [{}, {'mmdet': '3.3.0', 'mmcv-lite': '2.1.0'}, {'onedl-mmcv': '2.3.6'}])
 def test_pairs_that_go_together(versions, monkeypatch):
-    monkeypatch.setattr(_requirements, '_version', versions.get)
-    _requirements.check_requirements()
+    monkeypatch.setattr(requirements, '_version', versions.get)
+    requirements.check_requirements()

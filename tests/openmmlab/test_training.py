@@ -14,8 +14,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
-from visionssm._configs import find_config
-from visionssm.digit_scenes import CLASSES, make_scenes
+from visionssm.catalog.configs import find_config
+from visionssm.data.scenes import CLASSES, make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR, SEGMENTER = 'mask-rcnn_vmamba-nano_fpn_digits', 'upernet_vmamba-nano_digits'

@@ -1,6 +1,6 @@
 import pytest
 
-from visionssm.scans import _plot, plot_scans
+from visionssm.scans import plot, plot_scans
 
 image = pytest.importorskip('matplotlib.image')
 
@@ -15,7 +15,7 @@ def test_picture_is_written(tmp_path):
 
 
 def test_all_registered_orders_in_a_vector_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(_plot, 'list_scans', lambda: ['raster', 'local'])  # all twenty take seconds
+    monkeypatch.setattr(plot, 'list_scans', lambda: ['raster', 'local'])  # all twenty take seconds
     file = tmp_path / 'scans.svg'
     plot_scans(str(file), height=3, width=2)
     assert 'raster' in (text := file.read_text()) and 'local, window=4' in text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from visionssm._catalog import check_model
+from visionssm.catalog.models import check_model
 from visionssm.train import describe_fields, load_recipe
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'train'

@@ -19,7 +19,7 @@ pytest.importorskip('matplotlib')
 pytest.importorskip('tqdm')
 
 from visionssm import cli  # noqa: E402
-from visionssm._catalog import model_names  # noqa: E402
+from visionssm.catalog.models import model_names  # noqa: E402
 from visionssm.models.vim import resample_pos_embed  # noqa: E402
 from visionssm.train import load_recipe  # noqa: E402
 from visionssm.train.checkpoint import read_checkpoint  # noqa: E402

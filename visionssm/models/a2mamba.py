@@ -50,10 +50,10 @@ from visionssm.layers import (
 )
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.weights.checkpoint import same_layout
 
-from ._base import Pyramid, Stage
-from ._checkpoint import same_layout
-from ._timm import build, cfg
+from .base import Pyramid, Stage
+from .builder import build, cfg
 
 __all__ = ['A2Mamba']
 

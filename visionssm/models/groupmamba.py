@@ -32,11 +32,11 @@ from visionssm.layers import (
     check_image_size,
 )
 from visionssm.scans import ScanOrder, get_scan
+from visionssm.weights.checkpoint import fit_shapes
 
-from ._base import Pyramid, Stage, rename
-from ._checkpoint import fit_shapes
-from ._timm import build, cfg
-from ._vssm import SCAN_RENAMES
+from .base import Pyramid, Stage, rename
+from .builder import build, cfg
+from .vssm import SCAN_RENAMES
 
 __all__ = ['GroupMamba']
 

@@ -33,8 +33,8 @@ from visionssm.layers import (
 )
 from visionssm.scans import get_scan, scan_order
 
-from ._base import Isotropic, fit_pos_embed, init_mamba_stack, rename
-from ._timm import build, cfg
+from .base import Isotropic, fit_pos_embed, init_mamba_stack, rename
+from .builder import build, cfg
 
 __all__ = ['LBVim']
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from visionssm.layers import ChannelGate, DepthwiseMlp, Linear, ScanSpec, SelectiveSSM
 from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.weights.checkpoint import fit_shapes
 
-from ._base import Pyramid, rename
-from ._checkpoint import fit_shapes
-from ._timm import build, cfg, record_args
-from ._vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
+from .base import Pyramid, rename
+from .builder import build, cfg, record_args
+from .vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
 
 __all__ = ['MSVMamba']
 

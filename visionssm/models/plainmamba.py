@@ -33,8 +33,8 @@ from visionssm.layers import (
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from ._base import Isotropic, fit_pos_embed, rename
-from ._timm import build, cfg, record_args
+from .base import Isotropic, fit_pos_embed, rename
+from .builder import build, cfg, record_args
 
 __all__ = ['PlainMamba']
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from visionssm.layers import SS2D, Mlp, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
+from visionssm.weights.checkpoint import fit_shapes
 
-from ._base import Pyramid, rename
-from ._checkpoint import fit_shapes
-from ._timm import build, cfg
-from ._vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
+from .base import Pyramid, rename
+from .builder import build, cfg
+from .vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
 
 __all__ = ['VMamba']
 

@@ -7,14 +7,14 @@ In a config, before anything of theirs is imported:
 This also stands in for the compiled operators that mmcv-lite does not have; see `mmcv_ext`.
 """
 
-from ._requirements import check_requirements, find_forks
+from .requirements import check_requirements, find_forks
 
 check_requirements()
 find_forks()
 
 from . import mmcv_ext  # noqa: E402  before anything imports mmdet or mmseg
-from ._registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS  # noqa: E402
 from .backbone import Backbone  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
+from .registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS  # noqa: E402
 
 __all__ = ['MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'Backbone', 'LayerDecayConstructor', 'mmcv_ext']

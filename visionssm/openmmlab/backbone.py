@@ -16,14 +16,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from visionssm._catalog import check_model, sketch
+from visionssm.catalog.models import check_model, sketch
 from visionssm.layers import PatchStem, ScanSpec, StridedPatchEmbed
-from visionssm.models._adapter import PlainMambaAdapter
-from visionssm.models._checkpoint import check_fit
-from visionssm.models._dense import DenseModel, dense_state_dict
+from visionssm.models.adapter import PlainMambaAdapter
+from visionssm.models.dense import DenseModel, dense_state_dict
+from visionssm.weights.checkpoint import check_fit
 
-from ._registry import MODELS
-from ._weights import of_backbone, read_weights
+from .registry import MODELS
+from .weights import of_backbone, read_weights
 
 
 @MODELS.register_module()

@@ -8,8 +8,8 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from timm.models import group_parameters
 from torch import nn
 
-from ._registry import OPTIM_WRAPPER_CONSTRUCTORS
 from .backbone import Backbone
+from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 # beside all tensors of one axis: norms, biases, scales
 _NO_DECAY = ('A_log', 'D', 'dt_proj_bias', 'pos_embed', 'cls_token')

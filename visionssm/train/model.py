@@ -14,9 +14,9 @@ from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from torch import nn
 
-from visionssm._catalog import check_model, sketch, takes_argument
+from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.demo import fitting_size
-from visionssm.models._timm import weights_file
+from visionssm.models.builder import weights_file
 
 from .data import ImageConfig
 from .recipe import Recipe

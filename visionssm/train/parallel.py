@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from visionssm._environment import check_device
+from visionssm.catalog.machine import check_device
 
 from .loop import Alone
 

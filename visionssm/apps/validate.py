@@ -21,9 +21,10 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ._classify import load_classifier
-from .train.checkpoint import write_whole
-from .version import __version__
+from visionssm.train.checkpoint import write_whole
+from visionssm.version import __version__
+
+from .classify import load_classifier
 
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')

@@ -11,9 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ._cards import UNCLEAR, folder_card, for_hub
-from ._catalog import check_model, sketch
-from .version import __version__
+from visionssm.catalog.models import check_model, sketch
+from visionssm.version import __version__
+
+from .card import UNCLEAR, folder_card, for_hub
 
 _PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth', '.tar')
 _NEEDED = ('config.json', 'model.safetensors')

@@ -9,9 +9,9 @@ from importlib import metadata
 
 import torch
 
-from .ops import available_backends
-from .ops._cpu import CompileError, _compiler, cache_dir
-from .version import __version__
+from visionssm.ops import available_backends
+from visionssm.ops._cpu import CompileError, _compiler, cache_dir
+from visionssm.version import __version__
 
 _PACKAGES = (
     'timm', 'triton', 'numpy', 'safetensors', 'huggingface-hub', 'pillow', 'scikit-learn',

@@ -15,11 +15,12 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
-from ._macs import count_macs
-from ._reported import REPORTED, Reported, differs
-from .models._download import hub_name
+from visionssm.weights.download import hub_name
 
-_OURS = f'{__package__}.'
+from .macs import count_macs
+from .reported import REPORTED, Reported, differs
+
+_OURS = 'visionssm.'
 _BORROWED = 'timm.models.mambaout'  # timm has this family already; nothing of it is registered again
 
 

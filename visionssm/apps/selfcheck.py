@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import BackendUnavailableError, available_backends, selective_scan, selective_scan_ref, use_backend
-from .ops._dispatch import BACKENDS
-from .scans import get_scan
-from .testing import relative_error, tolerance
+from visionssm.ops import BackendUnavailableError, available_backends, selective_scan, selective_scan_ref, use_backend
+from visionssm.ops._dispatch import BACKENDS
+from visionssm.scans import get_scan
+from visionssm.testing import relative_error, tolerance
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import ConvDownsample, OverlapStem, PatchStem
 
-from ._base import Pyramid, Stage
+from .base import Pyramid, Stage
 
 
 class PatchMerge(PatchMerging):

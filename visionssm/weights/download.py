@@ -33,7 +33,7 @@ from huggingface_hub.utils import tqdm
 
 from visionssm.version import __version__
 
-from ._checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint
 
 _logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
-from ._catalog import model_names, reported_top1
-from .models._download import Cached, fetch, find_cached, hub_name, partial_downloads, verify
-from .models._downstream import DOWNSTREAM, Downstream
+from visionssm.weights.download import Cached, fetch, find_cached, hub_name, partial_downloads, verify
+from visionssm.weights.downstream import DOWNSTREAM, Downstream
+
+from .models import model_names, reported_top1
 
 
 class Weights(NamedTuple):

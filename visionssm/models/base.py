@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import ScanSpec, change_scan
 
-from ._timm import record_args, take_indices
+from .builder import record_args, take_indices
 
 
 class ScanningBackbone(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .scans import get_scan
+from visionssm.scans import get_scan
 
 _INK, _FAINT, _EDGE = '#1b1f24', '#5b6570', '#c9d0d8'
 _FONT = 'font-family="Helvetica, Arial, sans-serif"'

@@ -17,7 +17,7 @@ from timm.layers import ConvNormAct, DropPath
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ._base import rename
+from .base import rename
 from .plainmamba import PlainMamba
 from .plainmamba import checkpoint_filter_fn as plainmamba_filter_fn
 

@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
-from ._cards import folder_card
-from ._catalog import check_model, sketch, takes_argument
-from ._families import family_of
-from .demo import replaced_folder
-from .models._checkpoint import check_fit, load_checkpoint
-from .models._download import published_sha256, sha256
-from .models._downstream import DOWNSTREAM, Downstream
-from .version import __version__
+from visionssm.catalog.models import check_model, sketch, takes_argument
+from visionssm.demo import replaced_folder
+from visionssm.version import __version__
+from visionssm.weights.checkpoint import check_fit, load_checkpoint
+from visionssm.weights.download import published_sha256, sha256
+from visionssm.weights.downstream import DOWNSTREAM, Downstream
+
+from .card import folder_card
+from .families import family_of
 
 FILES = ('README.md', 'config.json', 'model.safetensors', 'backbone_extra.safetensors')
 _EXTRA = FILES[-1]
@@ -219,7 +220,7 @@ def _load(
 
 
 def _is_ours(name: str) -> bool:
-    return model_entrypoint(name).__module__.startswith(f'{__package__}.')
+    return model_entrypoint(name).__module__.startswith('visionssm.')
 
 
 def _input_size(config: PretrainedCfg, args: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -255,7 +256,7 @@ def _address(entry: PretrainedCfg | Downstream) -> str:
 
 def _commit() -> str:
     """Commit of the source tree that runs, if it is one: an installed package has a version alone."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / '.git').exists():
         return ''
     command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']

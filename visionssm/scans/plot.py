@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._registry import ScanOrder, get_scan, list_scans
+from .registry import ScanOrder, get_scan, list_scans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

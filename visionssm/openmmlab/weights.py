@@ -10,10 +10,10 @@ from mmengine.runner import CheckpointLoader
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from visionssm._catalog import check_model
-from visionssm.models._checkpoint import load_checkpoint
-from visionssm.models._download import fetch, weights_file
-from visionssm.models._downstream import DOWNSTREAM
+from visionssm.catalog.models import check_model
+from visionssm.weights.checkpoint import load_checkpoint
+from visionssm.weights.download import fetch, weights_file
+from visionssm.weights.downstream import DOWNSTREAM
 
 _HUB = re.compile(r'hf-hub:(?P<hf_hub_id>[^/]+/[^/]+)(?:/(?P<hf_hub_filename>.+))?')
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._diagrams import Path
+from .diagrams import Path
 
 _LEGEND = (
     'C: channels; D: inner channels; z: what the gate reads, the second half of the first projection. A scan is '

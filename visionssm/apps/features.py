@@ -15,9 +15,9 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from visionssm._classify import read_image
+from visionssm.train.checkpoint import write_whole
 
-from .checkpoint import write_whole
+from .classify import read_image
 
 SUFFIXES = ('.safetensors', '.npz')
 _IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')

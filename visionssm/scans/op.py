@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ._registry import get_scan
+from .registry import get_scan
 
 
 def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
-from ._catalog import list_rows, model_names, reported_top1, sketch
-from ._diagrams import draw_blocks, draw_paths
-from ._families import FAMILIES, Family, family_of
-from .models._download import published_sha256
-from .models._downstream import DOWNSTREAM, Downstream
+from visionssm.catalog.models import list_rows, model_names, reported_top1, sketch
+from visionssm.weights.download import published_sha256
+from visionssm.weights.downstream import DOWNSTREAM, Downstream
+
+from .diagrams import draw_blocks, draw_paths
+from .families import FAMILIES, Family, family_of
 
 UNCLEAR = ('unknown', 'contradictory')  # licences that are none
 _TAGS = ['image-classification', 'timm', 'visionssm', 'mamba', 'state-space-model']
@@ -54,8 +55,8 @@ def _family_page(key: str, results: Path) -> str:
     license = licenses.pop() if len(licenses) == 1 else 'unknown'
     parts = [
         _front_matter(license, family.paper[1], link=family.code[0]),
-        '<!-- Written by `python tools/make_cards.py` from the registry, visionssm/_families.py, visionssm/_cards/ and '
-        'results/. -->',
+        '<!-- Written by `python tools/make_cards.py` from the registry, visionssm/hub/families.py, visionssm/_cards/ '
+        'and results/. -->',
         f'# {family.title}',
         _prose(key),
         _origin(family),
@@ -79,7 +80,7 @@ def _family_page(key: str, results: Path) -> str:
 
 def _prose(key: str, heading: str = '') -> str:
     """A part of what is written about a family: under a heading, or before the first."""
-    text = importlib.resources.files(__package__).joinpath('_cards', f'{key}.md').read_text(encoding='utf-8')
+    text = importlib.resources.files('visionssm').joinpath('_cards', f'{key}.md').read_text(encoding='utf-8')
     parts = re.split(r'^## (.+)\n', text, flags=re.M)
     return dict(zip(['', *parts[1::2]], parts[::2], strict=True))[heading].strip()
 

@@ -12,8 +12,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from ._checkpoint import backbone_weights, check_fit, load_checkpoint, unwrap
-from ._download import fetch, weights_file
+from visionssm.weights.checkpoint import backbone_weights, check_fit, load_checkpoint, unwrap
+from visionssm.weights.download import fetch, weights_file
 
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 

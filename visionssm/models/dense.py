@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._adapter import PlainMambaAdapter
-from ._base import Pyramid
-from ._timm import take_indices
+from .adapter import PlainMambaAdapter
+from .base import Pyramid
+from .builder import take_indices
 from .groupmamba import GroupMamba
 from .plainmamba import PlainMamba
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._registry import register_scan
+from .registry import register_scan
 
 
 def _grid(height: int, width: int) -> np.ndarray:

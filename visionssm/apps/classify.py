@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
-from ._catalog import check_model, sketch, takes_argument
+from visionssm.catalog.models import check_model, sketch, takes_argument
 
 _SOURCES = ('local-dir:', 'hf-hub:')
 

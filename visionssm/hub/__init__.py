@@ -1,0 +1,1 @@
+"""Folders of weights as they lie on the Hub: convert checkpoints to them, describe them, publish them."""
