@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from visionssm.scans import ScanOrder, _registry, get_scan, list_scans, register_scan, scan_order
+import visionssm.scans.registry as _registry
+from visionssm.scans import ScanOrder, get_scan, list_scans, register_scan, scan_order
 
 
 @pytest.fixture
