@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .scans import get_scan
-from .scans.plot import _draw_panel
+from .scans.plot import WALK_LEGEND, draw_walk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,11 +121,10 @@ def _draw_scan(axes: Axes, trained: Trained) -> None:
     columns = 1 if len(shown) == 1 else 2
     for k, path in enumerate(shown):
         corner = (k % columns * (side + 1.2), k // columns * (side + 1.2))
-        _draw_panel(axes, path, np.linspace(0, 1, len(path)), side, side, corner, 1.0)
+        draw_walk(axes, path, side, side, corner)
     span = columns * (side + 1.2) - 1.2
     height = -(-len(shown) // columns) * (side + 1.2) - 1.2
-    legend = 'dot: start, arrow: end; dark to light: first to last step; thin: jump'
-    axes.text(0, height + 0.05 * span, legend, size=8, color=_FAINT, va='top')
+    axes.text(0, height + 0.05 * span, WALK_LEGEND, size=8, color=_FAINT, va='top')
     axes.set(xlim=(0, span), ylim=(height * 1.08, 0), aspect='equal', anchor='NW')
     more = '' if len(shown) == order.directions else f', {len(shown)} of {order.directions} directions'
     arguments = ''.join(f', {key}={value}' for key, value in order.args)

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from visionssm.scans import plot, plot_scans
+from visionssm.scans import get_scan, plot, plot_scans
+from visionssm.scans.plot import Walk, shades
 
 image = pytest.importorskip('matplotlib.image')
 
@@ -19,6 +21,21 @@ def test_all_registered_orders_in_a_vector_picture(tmp_path, monkeypatch):
     file = tmp_path / 'scans.svg'
     plot_scans(str(file), height=3, width=2)
     assert 'raster' in (text := file.read_text()) and 'local, window=4' in text
+
+
+def test_walk_of_a_path():
+    walk = Walk.of(get_scan('raster').table(2, 3)[0], 3)
+    assert walk.points.tolist() == [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5]]
+    assert walk.jumps.tolist() == [False, False, True, False, False]
+    assert walk.progress.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert not Walk.of(get_scan('diagonal').table(4, 4)[0], 4).jumps.any()
+
+
+def test_shades_go_from_dark_to_light():
+    colours = shades(np.linspace(0, 1, 50))
+    assert colours.min() >= 0 and colours.max() <= 255 and colours.dtype.kind == 'i'
+    luminance = colours @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) > 0).all()
 
 
 def test_one_token(tmp_path):

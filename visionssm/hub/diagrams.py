@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from visionssm.scans import get_scan
+from visionssm.scans.plot import WALK_LEGEND, Walk, shades
 
 _INK, _FAINT, _EDGE = '#1b1f24', '#5b6570', '#c9d0d8'
 _FONT = 'font-family="Helvetica, Arial, sans-serif"'
@@ -176,13 +177,12 @@ def draw_paths(paths: Mapping[str, Path]) -> str:
         x = _SPACE + i * (_PANEL + _SPACE)
         out.append(_text(x + _PANEL / 2, 28, caption, 12, weight='bold'))
         out += _draw_path(path, x, 40)
-    legend = 'dot: start, arrow: end; dark to light: first to last step; thin: jump'
-    out.append(_text(_SPACE, _PANEL + 64, legend, 11, anchor='start', colour=_FAINT))
+    out.append(_text(_SPACE, _PANEL + 64, WALK_LEGEND, 11, anchor='start', colour=_FAINT))
     return _svg(width, _PANEL + 78, out)
 
 
 def _draw_path(path: Path, left: float, top: float) -> Iterator[str]:
-    tokens = get_scan(path.scan).table(path.side, path.side)[path.direction].tolist()
+    tokens = get_scan(path.scan).table(path.side, path.side)[path.direction]
     runs = [tokens]
     if path.window:
         runs = [tokens[i : i + path.window][::-1] for i in range(0, len(tokens), path.window)]
@@ -192,27 +192,17 @@ def _draw_path(path: Path, left: float, top: float) -> Iterator[str]:
         yield _line(left + i * cell, top, left + i * cell, top + _PANEL, '#ffffff')
         yield _line(left, top + i * cell, left + _PANEL, top + i * cell, '#ffffff')
     for run in runs:
-        places = [divmod(token, path.side) for token in run]
-        points = [(left + (column + 0.5) * cell, top + (row + 0.5) * cell) for row, column in places]
-        for k in range(1, len(points)):
-            (row, column), (next_row, next_column) = places[k - 1 : k + 1]
-            jump = abs(row - next_row) > 1 or abs(column - next_column) > 1
-            colour = _colour((k - 1) / max(len(points) - 2, 1))
+        walk = Walk.of(run, path.side)
+        points = (walk.points * cell + (left, top)).tolist()
+        for k, (jump, shade) in enumerate(zip(walk.jumps, shades(walk.progress), strict=True)):
             style = 'stroke-width="0.8" opacity="0.45"' if jump else 'stroke-width="2.6" stroke-linecap="round"'
-            (x0, y0), (x1, y1) = points[k - 1 : k + 1]
+            (x0, y0), (x1, y1) = points[k : k + 2]
+            colour = '#' + bytes(shade.tolist()).hex()
             yield f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="{colour}" {style}/>'
         x, y = points[0]
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.2" fill="{_INK}" stroke="#ffffff"/>'
         (x0, y0), (x1, y1) = points[-2:]
         yield _arrow(round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1), head_only=True)
-
-
-def _colour(progress: float) -> str:
-    stops = ((42, 12, 140), (170, 36, 150), (244, 136, 73))
-    place = min(progress * 2, 1.999)
-    first, share = int(place), place % 1
-    mixed = (round(a + (b - a) * share) for a, b in zip(stops[first], stops[first + 1], strict=True))
-    return '#' + ''.join(f'{value:02x}' for value in mixed)
 
 
 # SVG

@@ -1,4 +1,4 @@
-"""A picture of scan orders: one block per strategy, one panel per direction."""
+"""Pictures of walks over a grid: what each of them shows, and a plot of scan orders with a panel per direction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,90 @@ _PANEL, _GAP, _MARGIN, _LEGEND, _TITLE, _LINE, _LABEL = 1.5, 0.25, 0.45, 0.5, 0.
 _COLUMNS = 8
 _INK, _FAINT, _UNVISITED = '#1b1f24', '#5b6570', 0.94
 _EXAMPLES = {'local': {'name': 'local', 'window': 4}}  # the default window, 7, shows little on a small grid
+_STOPS = ((42, 12, 140), (170, 36, 150), (244, 136, 73))  # dark to light; told apart by the colour-blind, too
+WALK_LEGEND = 'dot: start, arrow: end; dark to light: first to last step; thin: jump'
+
+
+class Walk(NamedTuple):
+    """What a picture shows of a path over a grid, in cells from the top left corner.
+
+    Attributes:
+        points: Centres of the visited cells as x and y, (T, 2).
+        jumps: Whether a step ends on a cell that does not touch the one before, (T - 1,).
+        progress: Of each step, from 0, the first, to 1, the last, (T - 1,).
+    """
+
+    points: np.ndarray
+    jumps: np.ndarray
+    progress: np.ndarray
+
+    @classmethod
+    def of(cls, path: np.ndarray, width: int) -> Walk:
+        """The walk along row-major token positions (T,) of a grid with `width` columns."""
+        cells = np.stack([path % width, path // width], 1)
+        steps = len(path) - 1
+        return cls(cells + 0.5, abs(np.diff(cells, axis=0)).max(1) > 1, np.arange(steps) / max(steps - 1, 1))
+
+
+def shades(progress: np.ndarray) -> np.ndarray:
+    """Colours of points along a walk, (T,) from 0 to 1: red, green and blue, (T, 3) integers from 0 to 255."""
+    stops = np.array(_STOPS)
+    place = np.minimum(2 * progress, 1.999)
+    first, share = place.astype(int), (place % 1)[:, None]
+    return np.round(stops[first] + (stops[first + 1] - stops[first]) * share).astype(int)
+
+
+def draw_walk(
+    axes: Axes,
+    path: np.ndarray,
+    height: int,
+    width: int,
+    corner: tuple[float, float] = (0, 0),
+    cell: float = 1,
+    span: tuple[float, float] = (0, 1),
+) -> None:
+    """Draw one path over its grid: tinted cells, the line, a dot at the start and an arrow at the end.
+
+    Args:
+        axes: Where to draw, y downwards.
+        path: Row-major token positions, (T,).
+        height: Rows of the grid.
+        width: Columns of the grid.
+        corner: Top left corner, x and y.
+        cell: Side of a cell.
+        span: Where on the scale of colours the path begins and ends, for a part of a longer walk.
+    """
+    from matplotlib.collections import LineCollection
+
+    walk = Walk.of(path, width)
+    start, length = span[0], span[1] - span[0]
+    tints = np.full((height * width, 3), _UNVISITED)
+    tints[path] = 1 - 0.42 * (1 - _colours(start + length * np.linspace(0, 1, len(path))))
+    x0, y0 = corner
+    x1, y1 = x0 + width * cell, y0 + height * cell
+    axes.imshow(tints.reshape(height, width, 3), extent=(x0, x1, y1, y0), interpolation='nearest', aspect='auto')
+    grid = [[(x0 + i * cell, y0), (x0 + i * cell, y1)] for i in range(width + 1)]
+    grid += [[(x0, y0 + i * cell), (x1, y0 + i * cell)] for i in range(height + 1)]
+    axes.add_collection(LineCollection(grid, colors='white', linewidths=0.8), autolim=False)
+
+    points = np.array(corner) + cell * walk.points
+    segments = np.stack([points[:-1], points[1:]], 1)
+    colours = _colours(start + length * walk.progress)
+    for part, line, alpha in ((walk.jumps, 0.6, 0.55), (~walk.jumps, 2.0, 1.0)):
+        axes.add_collection(
+            LineCollection(segments[part], colors=colours[part], linewidths=line, alpha=alpha, capstyle='round'),
+            autolim=False,
+        )
+    axes.plot(*points[0], 'o', color=_INK, markersize=6.5, markeredgecolor='white', markeredgewidth=0.8)
+    if len(points) > 1:
+        back = points[-2] - points[-1]
+        tail = points[-1] + 0.8 * cell * back / max(np.hypot(*back), cell)
+        arrow = {'arrowstyle': '-|>', 'color': _INK, 'shrinkA': 0, 'shrinkB': 0, 'mutation_scale': 12}
+        axes.annotate('', points[-1], tail, arrowprops=arrow)
+
+
+def _colours(progress: np.ndarray) -> np.ndarray:
+    return shades(progress) / 255
 
 
 def plot_scans(
@@ -75,9 +159,9 @@ def plot_scans(
             axes.text(left, top, title, size=11, weight='bold', color=_INK, va='top')
             meaning = '\n'.join(_meaning(order, panels))
             axes.text(left, top + _TITLE, meaning, size=8, color=_FAINT, va='top', linespacing=1.25)
-            for label, path, progress in panels:
+            for label, path, span in panels:
                 corner = (left + (_PANEL - width * cell) / 2, top + caption)
-                _draw_panel(axes, path, progress, height, width, corner, cell)
+                draw_walk(axes, path, height, width, corner, cell, span)
                 below = corner[1] + height * cell + 0.06
                 axes.text(left + _PANEL / 2, below, label, size=7, color=_FAINT, ha='center', va='top')
                 left += _PANEL + _GAP
@@ -93,19 +177,18 @@ def plot_scans(
         temporary.unlink(missing_ok=True)
 
 
-_Panels = list[tuple[str, np.ndarray, np.ndarray]]  # label, token positions, progress of each step in [0, 1]
+_Panels = list[tuple[str, np.ndarray, tuple[float, float]]]  # label, token positions, span of colours
 
 
 def _panels(order: ScanOrder, height: int, width: int) -> _Panels:
     table = order.table(height, width)
     steps, tokens = table.shape[1], height * width
-    progress = np.linspace(0, 1, steps)
     panels = []
     for k, path in enumerate(table):
         for first in range(0, steps, tokens):
-            part = slice(first, first + tokens)
-            label = f'direction {k}' if steps <= tokens else f'steps {first} to {min(first + tokens, steps) - 1}'
-            panels.append((label, path[part], progress[part]))
+            last = min(first + tokens, steps) - 1
+            label = f'direction {k}' if steps <= tokens else f'steps {first} to {last}'
+            panels.append((label, path[first : last + 1], (first / max(steps - 1, 1), last / max(steps - 1, 1))))
     return panels
 
 
@@ -140,47 +223,3 @@ def _draw_legend(axes: Axes, height: int, width: int) -> None:
         f'{height} x {width}',
     )
     axes.text(_MARGIN + 1.6, _MARGIN + 0.08, (4 * ' ').join(entries), size=8.5, color=_INK, va='center')
-
-
-def _colours(progress: np.ndarray) -> np.ndarray:
-    from matplotlib import colormaps
-
-    return colormaps['plasma'](0.88 * progress)[..., :3]  # the last yellows are too pale for lines
-
-
-def _draw_panel(
-    axes: Axes,
-    path: np.ndarray,
-    progress: np.ndarray,
-    height: int,
-    width: int,
-    corner: tuple[float, float],
-    cell: float,
-) -> None:
-    from matplotlib.collections import LineCollection
-
-    colours = _colours(progress)
-    tints = np.full((height * width, 3), _UNVISITED)
-    tints[path] = 1 - 0.42 * (1 - colours)
-    x0, y0 = corner
-    x1, y1 = x0 + width * cell, y0 + height * cell
-    axes.imshow(tints.reshape(height, width, 3), extent=(x0, x1, y1, y0), interpolation='nearest', aspect='auto')
-    grid = [[(x0 + i * cell, y0), (x0 + i * cell, y1)] for i in range(width + 1)]
-    grid += [[(x0, y0 + i * cell), (x1, y0 + i * cell)] for i in range(height + 1)]
-    axes.add_collection(LineCollection(grid, colors='white', linewidths=0.8), autolim=False)
-
-    rows, columns = np.divmod(path, width)
-    points = np.stack([x0 + (columns + 0.5) * cell, y0 + (rows + 0.5) * cell], 1)
-    segments = np.stack([points[:-1], points[1:]], 1)
-    jump = np.maximum(abs(np.diff(rows)), abs(np.diff(columns))) > 1
-    for part, line, alpha in ((jump, 0.6, 0.55), (~jump, 2.0, 1.0)):
-        axes.add_collection(
-            LineCollection(segments[part], colors=colours[1:][part], linewidths=line, alpha=alpha, capstyle='round'),
-            autolim=False,
-        )
-    axes.plot(*points[0], 'o', color=_INK, markersize=6.5, markeredgecolor='white', markeredgewidth=0.8)
-    if len(points) > 1:
-        back = points[-2] - points[-1]
-        tail = points[-1] + 0.8 * cell * back / max(np.hypot(*back), cell)
-        arrow = {'arrowstyle': '-|>', 'color': _INK, 'shrinkA': 0, 'shrinkB': 0, 'mutation_scale': 12}
-        axes.annotate('', points[-1], tail, arrowprops=arrow)
