@@ -302,9 +302,9 @@ def _cfg(**kwargs) -> dict:
 _RELEASED = _cfg(
     weights="'model' of the file",
     notes=(
-        'to download by hand: https://github.com/cvlab-stonybrook/LBMamba/releases/tag/v1.0 (file names are not known)',
+        'to download by hand: https://github.com/cvlab-stonybrook/LBMamba/releases/tag/v1.0',
         'the repository states no licence',
-        'top-1 per variant is not known',
+        'file names and top-1 per variant are not known',
     ),
 )
 

@@ -1,0 +1,635 @@
+"""What is published of every family, once: models with their cost, and files with all that is known of them.
+
+Everything that lists, describes, downloads or cites them is made from these records: timm's tags, `visionssm list`,
+`info` and `weights`, model cards, headers of configs, metafiles. What an authors' page states stands here as a value of
+its own; nothing is read back out of a sentence.
+
+Sources, per family: the README of the repository at the commit given, the pages of the files on the Hub, and
+
+- VMamba: assets/performance.md; MSVMamba, GroupMamba, PlainMamba, A2Mamba, MambaOut: the tables of the papers;
+- Vim: GFLOPs as later papers quote them, since its own gives none. LBVim's, and those of VMamba's Mamba-2 form, are not
+  known.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from .records import Family, Model, Published
+
+_MASK, _MASK3, _UPER = 'mask_rcnn_1x', 'mask_rcnn_3x', 'upernet_160k'
+# why a count is not what is printed
+_NORMS = 'theirs (fvcore) adds 5 for each value that a norm reads'
+_NO_HEAD = 'theirs is without the classifier'
+_UNKNOWN = 'how theirs was counted is not published; ours is {} in matrix products, the rest in the scan'
+
+
+def _metrics(dataset: str, values: tuple[float, ...]) -> dict[str, float]:
+    names = ('box AP', 'mask AP') if dataset == 'coco' else ('mIoU', 'mIoU (multi-scale)')
+    return dict(zip(names, values, strict=False))
+
+
+# VMamba
+
+_VMAMBA = 'https://github.com/MzeroMiko/VMamba'
+_VMAMBA_FILES = f'{_VMAMBA}/releases/download'
+
+
+def _vmamba(model: str, file: str, top1: float, averaged: bool = True) -> Published:
+    # inferred: the reported accuracies are the average's, and upstream's loaders read this key
+    contents = ', which holds the moving average (EMA)' if averaged else '; trained without a moving average'
+    return Published(
+        model=f'vmamba_{model}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='mit',
+        origin_url=_VMAMBA,
+        url=f'{_VMAMBA_FILES}/%23{file}.pth',
+        container='model',
+        contents=contents,
+    )
+
+
+def _vmamba_dense(model: str, method: str, dataset: str, file: str, *values: float) -> Published:
+    return Published(
+        model=f'vmamba_{model}',
+        method=method,
+        dataset=dataset,
+        metrics=_metrics(dataset, values),
+        license='mit',
+        origin_url=_VMAMBA,
+        url=f'{_VMAMBA_FILES}/%23{file}.pth',
+        container='state_dict',
+    )
+
+
+VMAMBA = Family(
+    key='vmamba',
+    title='VMamba',
+    paper='VMamba: Visual State Space Model',
+    arxiv='2401.10166',
+    venue='NeurIPS 2024',
+    repository=_VMAMBA,
+    commit='2ed52ead062a51a64521ed3871d52914bf532876',
+    license='mit',
+    models={
+        'vmamba_tiny_s1l8': Model(30_249_064, 4_875_843_072, '30', '4.9'),
+        'vmamba_small_s1l20': Model(49_012_840, 8_568_897_024, '49', '8.6'),
+        'vmamba_base_s1l20': Model(86_614_504, 15_163_107_328, '87', '15.2'),
+        'vmamba_tiny_s2l5': Model(30_705_832, 4_824_588_288, '31', '4.9', _NORMS),
+        'vmamba_small_s2l15': Model(50_147_752, 8_667_568_128, '50', '8.7'),
+        'vmamba_base_s2l15': Model(88_557_800, 15_294_668_800, '89', '15.4'),
+        'vmamba_vanilla_tiny': Model(22_893_448, 5_597_700_096, '23', '5.6'),
+        'vmamba_vanilla_small': Model(44_417_416, 11_181_987_840, '44', '11.2'),
+        'vmamba_vanilla_base': Model(76_254_056, 17_953_595_392, '76', '18.0'),
+        'vmamba_tiny_m2': Model(25_340_296, 7_119_312_384),
+        'vmamba_small_m2': Model(39_079_816, 11_192_600_064),
+        'vmamba_base_m2': Model(67_527_528, 17_524_590_592),
+        'vmamba_nano': Model(1_761_384, 244_224_256),
+        'test_vmamba': Model(511_784, 12_137_600),
+    },
+    files=(
+        _vmamba('tiny_s1l8', 'v2cls/vssm1_tiny_0230s_ckpt_epoch_264', 82.6),
+        _vmamba('small_s1l20', 'v2cls/vssm1_small_0229s_ckpt_epoch_240', 83.3),
+        _vmamba('base_s1l20', 'v2cls/vssm1_base_0229s_ckpt_epoch_225', 83.8),
+        _vmamba('tiny_s2l5', 'v2cls/vssm_tiny_0230_ckpt_epoch_262', 82.5),
+        _vmamba('small_s2l15', 'v2cls/vssm_small_0229_ckpt_epoch_222', 83.6),
+        _vmamba('base_s2l15', 'v2cls/vssm_base_0229_ckpt_epoch_237', 83.9),
+        _vmamba('vanilla_tiny', 'v0cls/vssmtiny_dp01_ckpt_epoch_292', 82.2, averaged=False),
+        _vmamba('vanilla_small', 'v0cls/vssmsmall_dp03_ckpt_epoch_238', 83.5),
+        _vmamba('vanilla_base', 'v0cls/vssmbase_dp06_ckpt_epoch_241', 83.7),
+        _vmamba_dense('vanilla_tiny', _MASK, 'coco', 'v0det/vssmtiny_mask_rcnn_swin_fpn_coco_epoch_12', 46.5, 42.1),
+        _vmamba_dense('vanilla_small', _MASK, 'coco', 'v0det/vssmsmall_mask_rcnn_swin_fpn_coco_epoch_12', 48.2, 43.0),
+        _vmamba_dense('vanilla_base', _MASK, 'coco', 'v0det/vssmbase_mask_rcnn_swin_fpn_coco_epoch_12', 48.6, 43.3),
+        _vmamba_dense('tiny_s2l5', _MASK, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_tiny_epoch_12', 47.4, 42.7),
+        _vmamba_dense('small_s2l15', _MASK, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_small_epoch_11', 48.7, 43.7),
+        _vmamba_dense('base_s2l15', _MASK, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_base_epoch_11', 49.2, 44.1),
+        _vmamba_dense(
+            'base_s2l15', f'{_MASK}_bs8', 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_base_epoch_12_bs8', 49.2, 43.9
+        ),
+        _vmamba_dense('tiny_s1l8', _MASK, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12', 47.3, 42.7),
+        _vmamba_dense(
+            'vanilla_tiny', _MASK3, 'coco', 'v0det/vssmtiny_mask_rcnn_swin_fpn_coco_ms_3x_epoch_34', 48.5, 43.2
+        ),
+        _vmamba_dense(
+            'vanilla_small', _MASK3, 'coco', 'v0det/vssmsmall_mask_rcnn_swin_fpn_coco_ms_3x_epoch_34', 49.7, 44.0
+        ),
+        _vmamba_dense('tiny_s2l5', _MASK3, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_tiny_ms_3x_epoch_36', 48.9, 43.7),
+        _vmamba_dense('small_s2l15', _MASK3, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_small_ms_3x_epoch_32', 49.9, 44.2),
+        _vmamba_dense('tiny_s1l8', _MASK3, 'coco', 'v2det/mask_rcnn_vssm_fpn_coco_tiny_ms_3x_s_epoch_31', 48.8, 43.7),
+        _vmamba_dense(
+            'vanilla_tiny', _UPER, 'ade20k', 'v0seg/vssmtiny_upernet_4xb4-160k_ade20k-512x512_iter_160000', 47.3, 48.3
+        ),
+        _vmamba_dense(
+            'vanilla_small', _UPER, 'ade20k', 'v0seg/vssmsmall_upernet_4xb4-160k_ade20k-512x512_iter_160000', 49.5, 50.5
+        ),
+        _vmamba_dense(
+            'vanilla_base', _UPER, 'ade20k', 'v0seg/vssmbase_upernet_4xb4-160k_ade20k-512x512_iter_128000', 50.0, 51.3
+        ),
+        _vmamba_dense(
+            'tiny_s2l5', _UPER, 'ade20k', 'v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_tiny_iter_160000', 48.3, 48.6
+        ),
+        _vmamba_dense(
+            'small_s2l15', _UPER, 'ade20k', 'v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_small_iter_144000', 50.6, 51.2
+        ),
+        _vmamba_dense(
+            'base_s2l15', _UPER, 'ade20k', 'v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000', 51.0, 51.6
+        ),
+        _vmamba_dense(
+            'tiny_s1l8', _UPER, 'ade20k', 'v2seg/upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000', 47.9, 48.8
+        ),
+    ),
+)
+
+# Vim
+
+_VIM = 'https://github.com/hustvl/Vim'
+
+
+def _vim(size: str, model: str, revision: str, file: str, top1: float, megabytes: int, sha256: str = '') -> Published:
+    return Published(
+        model=f'vim_{size}_{model}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='contradictory',
+        doubt='the model card says apache-2.0 in its metadata and "Non-commercial license" in its text',
+        origin_url=_VIM,
+        repo=f'hustvl/Vim-{size}-midclstok',
+        revision=revision,
+        filename=f'vim_{file}acc.pth',
+        sha256=sha256,
+        size=megabytes * 10**6,
+        container='model',
+        contents='; it also holds a moving average, and which of them was reported is not stated',
+    )
+
+
+_VIM_TINY, _VIM_SMALL = '07c00e0e4ea2973d8e343afdd807128a57bc9fd5', 'babc4440f5fab6e08d97e371afa639c8cf98bf2c'
+VIM = Family(
+    key='vim',
+    title='Vision Mamba (Vim)',
+    paper='Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model',
+    arxiv='2401.09417',
+    venue='ICML 2024',
+    repository=_VIM,
+    commit='dd0358ad1e42701f22afbefa0717cc8825cf9f45',
+    license='apache-2.0',
+    models={
+        'vim_tiny_patch16_224': Model(7_148_008, 1_823_079_936, '7', '1.5', _UNKNOWN.format('1.29')),
+        'vim_small_patch16_224': Model(25_796_584, 5_911_968_768, '26', '5.1', _UNKNOWN.format('4.85')),
+        'vim_base_patch16_224': Model(97_598_440, 20_887_173_120, '98'),
+        'vim_tiny_patch16_stride8_224': Model(7_250_344, 6_754_856_448),
+        'vim_small_patch16_stride8_224': Model(26_001_256, 21_905_857_536),
+        'vim_nano': Model(477_544, 90_213_120),
+        'test_vim': Model(279_784, 12_681_728),
+    },
+    files=(
+        _vim(
+            'tiny',
+            'patch16_224',
+            _VIM_TINY,
+            't_midclstok_76p1',
+            76.1,
+            115,
+            'fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5',
+        ),
+        _vim(
+            'small',
+            'patch16_224',
+            _VIM_SMALL,
+            's_midclstok_80p5',
+            80.5,
+            413,
+            'aae4583e2def6389b66cfaf292cfade47a873182a39adbec19ec55b730ea9fe3',
+        ),
+        _vim('base', 'patch16_224', '', 'b_midclstok_81p9', 81.9, 1562),
+        _vim(
+            'tiny',
+            'patch16_stride8_224',
+            _VIM_TINY,
+            't_midclstok_ft_78p3',
+            78.3,
+            117,
+            '9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54',
+        ),
+        _vim('small', 'patch16_stride8_224', _VIM_SMALL, 's_midclstok_ft_81p6', 81.6, 417),
+    ),
+)
+
+# MSVMamba
+
+_MSVMAMBA = 'https://github.com/YuHengsss/MSVMamba'
+_DRIVE = 'https://drive.google.com/drive/folders'
+
+
+def _msvmamba(model: str, folder: str, top1: float) -> Published:
+    return Published(
+        model=f'msvmamba_{model}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='unknown',
+        doubt='neither the repository nor the folder states a licence',
+        origin_url=_MSVMAMBA,
+        page=f'{_DRIVE}/{folder}',
+        container='model',
+    )
+
+
+def _msvmambav3(model: str, top1: float) -> Published:
+    return Published(
+        model=f'msvmambav3_{model}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='contradictory',
+        doubt='the Hub repository says mit, the repository of the code states no licence',
+        origin_url=_MSVMAMBA,
+        repo='YuhengSSS/MSVMamba',
+        filename=f'msvmambav3_{model}_224.pth',
+        container='model_ema',
+        contents=", the moving average (EMA), as upstream's loader does",
+    )
+
+
+def _msvmamba_dense(model: str, method: str, dataset: str, folder: str, *values: float) -> Published:
+    return Published(
+        model=f'msvmamba_{model}',
+        method=method,
+        dataset=dataset,
+        metrics=_metrics(dataset, values),
+        license='unknown',
+        doubt='the repository states no licence',
+        origin_url=_MSVMAMBA,
+        page=f'{_DRIVE}/{folder}',
+        container='state_dict',
+    )
+
+
+MSVMAMBA = Family(
+    key='msvmamba',
+    title='MSVMamba',
+    paper='Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model',
+    arxiv='2405.14174',
+    venue='NeurIPS 2024',
+    repository=_MSVMAMBA,
+    commit='c39401918e94f11eb29e4932b901b3fd139f1377',
+    branches={'v2': 'fca4a391bff29d0e25fe8e6e54496389bb575935'},
+    license='unknown',
+    models={
+        'msvmamba_nano': Model(6_864_136, 850_266_240, '7', '0.9'),
+        'msvmamba_micro': Model(11_879_272, 1_484_462_592, '12', '1.5'),
+        'msvmamba_tiny': Model(
+            33_046_312, 4_502_044_416, '33', '4.6', f'{_NORMS}, and 4 for each value of an upsampled map'
+        ),
+        'msvmambav3_tiny': Model(32_263_720, 5_069_774_208, '32', '5.0', 'the repository says 5.0, the paper 5.1'),
+        'msvmambav3_small': Model(
+            50_216_296, 8_668_128_000, '50', '8.8', f'{_NORMS}, which makes 8.71; the rest is not explained'
+        ),
+        'msvmambav3_base': Model(90_591_976, 16_125_729_792, '91', '16.3', f'{_NORMS}, which makes 16.19'),
+        'test_msvmamba': Model(523_304, 11_095_808),
+        'test_msvmambav3': Model(562_264, 13_046_208, container='model_ema'),
+    },
+    files=(
+        _msvmamba('nano', '1J41w3ApitQhp2O3wHmJoOs4U032uqebK', 77.3),
+        _msvmamba('micro', '1jfl2GmuKcUB8sPwRlyHK_wT0MjqgljYk', 79.8),
+        _msvmamba('tiny', '1ddNWk89ohcxxMuVEaJ2Y5A6xeBKgA7lU', 82.8),
+        _msvmambav3('tiny', 83.0),
+        _msvmambav3('small', 84.1),
+        _msvmambav3('base', 84.4),
+        _msvmamba_dense('micro', _MASK, 'coco', '12CrNAGBalU0yoQcQgPTGO5lM397Jc4La', 43.8, 39.9),
+        _msvmamba_dense('tiny', _MASK, 'coco', '1MogQ6PGdrgsyJckJTL9BJzlMCodJ3epu', 46.9, 42.2),
+        _msvmamba_dense('micro', _MASK3, 'coco', '10-8cDnRfnk_j4QxMHkhUyecucnM_82pt', 46.3, 41.8),
+        _msvmamba_dense('tiny', _MASK3, 'coco', '1dK1qFjaU8GmqvsmMr1mgppNJlNacHPtG', 48.3, 43.2),
+        _msvmamba_dense('micro', _UPER, 'ade20k', '1naZHL4mwTchllAE001SsyZ_z4y_JRF0s', 45.1, 45.4),
+        _msvmamba_dense('tiny', _UPER, 'ade20k', '1FaFPFExDd_4goIlLjTR7fXsuMRr-vYoY', 47.8),
+    ),
+)
+
+# GroupMamba
+
+_GROUPMAMBA = 'https://github.com/Amshaker/GroupMamba'
+_GROUPMAMBA_DOUBT = (
+    'the repository and the metadata of the model card say mit, the text of the card "Non-commercial license"'
+)
+
+
+def _groupmamba(model: str, drive: str, top1: float, **place: Any) -> Published:
+    return Published(
+        model=f'groupmamba_{model}',
+        tag='dist_in1k',
+        metrics={'top-1': top1},
+        license='contradictory',
+        doubt=_GROUPMAMBA_DOUBT,
+        origin_url=_GROUPMAMBA,
+        page=f'https://drive.google.com/file/d/{drive}',
+        contents=', the moving average (EMA)',
+        **place,
+    )
+
+
+GROUPMAMBA = Family(
+    key='groupmamba',
+    title='GroupMamba',
+    paper='GroupMamba: Efficient Group-Based Visual State Space Model',
+    arxiv='2407.13772',
+    venue='CVPR 2025',
+    repository=_GROUPMAMBA,
+    commit='c1800ed262e995de3c645348e7e0202e8385f334',
+    license='mit',
+    models={
+        'groupmamba_tiny': Model(
+            23_361_917, 4_665_958_008, '23', '4.5', 'theirs is at second hand; the released configuration has ours'
+        ),
+        'groupmamba_small': Model(
+            34_781_555,
+            7_228_916_096,
+            '34',
+            '7.0',
+            'parameters without the distillation head: 34.3; GFLOPs at second hand, the released have ours',
+        ),
+        'groupmamba_base': Model(57_150_838, 14_103_612_608, '57', '14'),
+        'groupmamba_nano': Model(1_861_620, 297_644_544),
+        'test_groupmamba': Model(574_981, 15_839_456),
+    },
+    files=(
+        _groupmamba(
+            'tiny',
+            '1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o',
+            83.3,
+            repo='Abdelrahman-shaker/GroupMamba-Tiny',
+            revision='b57ab880d5ad8d6bd137cc5a91048d10fec4f163',
+            filename='groupmamba_tiny_ema.pth',
+            sha256='4c8e15f20d476ddd9080efa845be36e6f1e076721e087e88ebd276463e279425',
+            size=93_900_000,
+        ),
+        _groupmamba(
+            'small',
+            '1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh',
+            83.9,
+            repo='Abdelrahman-shaker/GroupMamba-Small',
+            filename='groupmamba_small_ema.pth',
+            size=140_000_000,
+        ),
+        # its Hub repository holds a card and no file
+        _groupmamba('base', '1A_srBeDYpsinU5W3PAEADu1saoz413EU', 84.5),
+    ),
+)
+
+# PlainMamba
+
+_PLAINMAMBA = 'https://github.com/ChenhongyiYang/PlainMamba'
+
+
+def _plainmamba(model: str, file: str, **facts: Any) -> Published:
+    return Published(
+        model=f'plainmamba_{model}',
+        license='apache-2.0',
+        origin_url=_PLAINMAMBA,
+        repo='ChenhongyiYang/PlainMamba',
+        filename=f'{file}.pth',
+        container='state_dict',
+        **facts,
+    )
+
+
+def _plainmamba_classifier(model: str, top1: float, size: int, averaged: bool = True) -> Published:
+    return _plainmamba(
+        model,
+        model,
+        tag='in1k',
+        metrics={'top-1': top1},
+        size=size,
+        contents=(
+            ", into which upstream's trainer swaps the moving average (EMA)"
+            if averaged
+            else '; trained without a moving average'
+        ),
+    )
+
+
+def _plainmamba_dense(model: str, method: str, dataset: str, file: str, *values: float, sha256: str = '') -> Published:
+    return _plainmamba(
+        model,
+        file,
+        method=method,
+        dataset=dataset,
+        metrics=_metrics(dataset, values),
+        sha256=sha256,
+        notes=('the backbone is inside a ViT-Adapter',) if dataset == 'coco' else (),
+    )
+
+
+PLAINMAMBA = Family(
+    key='plainmamba',
+    title='PlainMamba',
+    paper='PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition',
+    arxiv='2403.17695',
+    venue='BMVC 2024',
+    repository=_PLAINMAMBA,
+    commit='0975a1d0d8bca50e7b85cf15e53de2a383ae12a0',
+    license='apache-2.0',
+    models={
+        'plainmamba_l1': Model(7_551_656, 3_020_122_368, '7.3', '3.0', _NO_HEAD),
+        'plainmamba_l2': Model(26_145_832, 8_089_156_608, '25.7', '8.1', _NO_HEAD),
+        'plainmamba_l3': Model(50_956_456, 14_458_260_992, '50.5', '14.4'),
+        'plainmamba_nano': Model(1_021_160, 875_491_584),
+        'test_plainmamba': Model(532_584, 132_076_288),
+    },
+    files=(
+        _plainmamba_classifier('l1', 77.9, 30_300_000, averaged=False),
+        _plainmamba_classifier('l2', 81.6, 105_000_000),
+        _plainmamba_classifier('l3', 82.3, 204_000_000),
+        _plainmamba_dense('l1', _MASK, 'coco', 'detection/maskrcnn/l1_1x', 44.1, 39.1),
+        _plainmamba_dense('l2', _MASK, 'coco', 'detection/maskrcnn/l2_1x', 46.0, 40.6),
+        _plainmamba_dense('l3', _MASK, 'coco', 'detection/maskrcnn/l3_1x', 46.8, 41.2),
+        _plainmamba_dense('l1', 'retinanet_1x', 'coco', 'detection/retinanet/l1_1x', 41.7),
+        _plainmamba_dense('l2', 'retinanet_1x', 'coco', 'detection/retinanet/l2_1x', 43.9),
+        _plainmamba_dense('l3', 'retinanet_1x', 'coco', 'detection/retinanet/l3_1x', 44.8),
+        _plainmamba_dense('l1', _UPER, 'ade20k', 'segmentation/l1_upernet', 44.1),
+        _plainmamba_dense(
+            'l2',
+            _UPER,
+            'ade20k',
+            'segmentation/l2_upernet',
+            46.8,
+            sha256='aba713e1627ea4b7c7fa94640bd532528c0fbd5fdc442b8cfb4bf59e00299bce',
+        ),
+        _plainmamba_dense('l3', _UPER, 'ade20k', 'segmentation/l3_upernet', 49.1),
+    ),
+)
+
+# LBVim
+
+_LBMAMBA = 'https://github.com/cvlab-stonybrook/LBMamba'
+
+
+def _lbvim(model: str) -> Published:
+    return Published(
+        model=f'lbvim_{model}_patch16_224',
+        tag='in1k',
+        license='unknown',
+        doubt='the repository states no licence',
+        origin_url=_LBMAMBA,
+        page=f'{_LBMAMBA}/releases/tag/v1.0',
+        container='model',
+        notes=('file names and top-1 per variant are not known',),
+    )
+
+
+LBVIM = Family(
+    key='lbvim',
+    title='LBVim (LBMamba)',
+    paper='LBMamba: Locally Bi-directional Mamba',
+    arxiv='2506.15976',
+    venue='arXiv 2025',
+    repository=_LBMAMBA,
+    commit='521555165f879530407ac007f7f1fc885dcd20a3',
+    license='unknown',
+    models={
+        'lbvim_tiny_patch16_224': Model(6_419_560, 1_441_758_720),
+        'lbvim_300_patch16_224': Model(14_897_200, 3_206_719_200),
+        'lbvim_small_patch16_224': Model(23_897_320, 5_051_120_640),
+        'lbvim_528_patch16_224': Model(44_823_448, 9_290_121_984),
+        'lbvim_nano': Model(599_272, 123_392_256),
+        'test_lbvim': Model(698_600, 25_134_080),
+    },
+    files=(_lbvim('tiny'), _lbvim('300'), _lbvim('small'), _lbvim('528')),
+)
+
+# A2Mamba
+
+_A2MAMBA = 'https://github.com/LMMMEng/A2Mamba'
+
+
+def _a2mamba(size: str, top1: float) -> Published:
+    return Published(
+        model=f'a2mamba_{size}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='unknown',
+        doubt='neither the repository nor the Hub repository is known to state a licence',
+        origin_url=_A2MAMBA,
+        repo='LMMM2025/A2Mamba',
+        filename=f'a2mamba_pretrained_weights/a2mamba_{size}.pth',
+        container='state_dict',
+        contents=', or all of it',
+    )
+
+
+A2MAMBA = Family(
+    key='a2mamba',
+    title='A2Mamba',
+    paper='A2Mamba: Attention-augmented State Space Models for Visual Recognition',
+    arxiv='2507.16624',
+    venue='arXiv 2025',
+    repository=_A2MAMBA,
+    commit='a9ea14c6ab11d3cfd5cbc600651d710397a707ad',
+    license='unknown',
+    models={
+        'a2mamba_nano': Model(4_195_052, 811_253_504, '4', '0.8'),
+        'a2mamba_tiny': Model(15_365_506, 2_686_982_912, '15', '2.7'),
+        'a2mamba_small': Model(30_672_834, 5_347_628_032, '31', '5.4'),
+        'a2mamba_base': Model(
+            51_134_464, 11_372_799_744, '51', '10.7', 'not explained: the same count agrees for the four other sizes'
+        ),
+        'a2mamba_large': Model(93_737_376, 17_333_410_624, '95', '17.4', 'the released configuration has 93.7 M'),
+        'test_a2mamba': Model(301_904, 13_217_600),
+    },
+    files=(
+        _a2mamba('nano', 78.7),
+        _a2mamba('tiny', 83.0),
+        _a2mamba('small', 84.7),
+        _a2mamba('base', 85.7),
+        _a2mamba('large', 86.1),
+    ),
+)
+
+# MambaOut: timm has the family, and its registry says where the weights are
+
+MAMBAOUT = Family(
+    key='mambaout',
+    title='MambaOut',
+    paper='MambaOut: Do We Really Need Mamba for Vision?',
+    arxiv='2405.07992',
+    venue='CVPR 2025',
+    repository='https://github.com/yuweihao/MambaOut',
+    license='apache-2.0',
+    borrowed=True,
+    models={
+        'mambaout_femto': Model(7_304_536, 1_147_984_992, '7.3', '1.2', _NORMS, top1=78.9),
+        'mambaout_kobe': Model(9_141_208, 1_505_865_312, '9.1', '1.5', top1=80.0),
+        'mambaout_tiny': Model(26_545_096, 4_469_655_744, '26.5', '4.5', top1=82.7),
+        'mambaout_small': Model(48_488_072, 8_936_423_616, '48.5', '9.0', top1=84.1),
+        'mambaout_base': Model(84_813_092, 15_794_325_760, '84.8', '15.8', top1=84.2),
+        'mambaout_small_rw': Model(48_495_560, 8_936_423_616),
+        'mambaout_base_short_rw': Model(88_827_688, 16_280_785_216),
+        'mambaout_base_tall_rw': Model(86_481_448, 16_116_684_608),
+        'mambaout_base_wide_rw': Model(94_448_104, 17_751_798_144),
+        'mambaout_base_plus_rw': Model(101_656_552, 19_161_191_808),
+        'test_mambaout': Model(447_560, 24_595_584),
+    },
+)
+FAMILIES = {family.key: family for family in (VMAMBA, VIM, MSVMAMBA, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAOUT)}
+
+
+def add_family(family: Family) -> None:
+    """Make a family that is not of this package known to what lists and describes.
+
+    Raises:
+        ValueError: If its key, or the name of a model, is taken.
+    """
+    taken = [name for name in family.models if any(name in other.models for other in FAMILIES.values())]
+    if family.key in FAMILIES or taken:
+        raise ValueError(f'{", ".join(taken) or f"the key {family.key!r}"} is taken')
+    FAMILIES[family.key] = family
+
+
+def family_of(model: str) -> Family | None:
+    """The family of a registered name, with or without tag; None: it is no model of ours."""
+    name = model.partition('.')[0]
+    for family in FAMILIES.values():
+        if name in family.models:
+            return family
+    matches = [key for key in FAMILIES if name.removeprefix('test_').startswith(key)]
+    return FAMILIES[max(matches, key=len)] if matches else None  # a model that timm has added since
+
+
+def model_facts(model: str) -> Model | None:
+    """Size and cost of a registered name, with or without tag; None: not recorded."""
+    name = model.partition('.')[0]
+    family = family_of(name)
+    return family.models.get(name) if family else None
+
+
+def published_files(model: str = '', task: str = '') -> Iterator[Published]:
+    """The published files, of one model and for one task if these are given."""
+    for family in FAMILIES.values():
+        for file in family.files:
+            if model in ('', file.model) and task in ('', file.task):
+                yield file
+
+
+def find_published(name: str) -> Published | None:
+    """The file `model.tag` or `model.method_dataset`; of a bare model, its default classifier; None: there is none."""
+    return next((file for file in published_files() if name == file.name or (file.tag and name == file.model)), None)
+
+
+def get_downstream(name: str) -> Published:
+    """The published detector or segmenter `model.method_dataset`.
+
+    Raises:
+        ValueError: If there is none; the message has the closest names.
+    """
+    names = {file.name: file for file in published_files() if file.method}
+    if name not in names:
+        close = ', '.join(difflib.get_close_matches(name, names, 3)) or 'none'
+        raise ValueError(f'no published detector or segmenter {name!r}; closest are {close}')
+    return names[name]
+
+
+def container_of(model: str) -> str:
+    """The key under which training checkpoints of a model keep what its authors evaluate; '': not known."""
+    file = find_published(model.partition('.')[0])
+    facts = model_facts(model)
+    return file.container if file else facts.container if facts else ''
