@@ -16,9 +16,11 @@ pytest.importorskip('sklearn')
 pytest.importorskip('matplotlib')
 pytest.importorskip('tqdm')
 
-from visionssm import demo  # noqa: E402
+from visionssm import extras  # noqa: E402
 from visionssm.apps.classify import classify  # noqa: E402
 from visionssm.catalog.models import model_names  # noqa: E402
+from visionssm.data.digits import image_size, load_digits  # noqa: E402
+from visionssm.demo import run as demo  # noqa: E402
 from visionssm.scans import get_scan  # noqa: E402
 
 TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)
@@ -36,7 +38,7 @@ def unchanged_process():
 
 @pytest.fixture(scope='module')
 def digits():
-    return demo.load_digits(200)
+    return load_digits(200)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +49,7 @@ def finished(tmp_path_factory):
 
 
 def test_split_is_fixed_stratified_and_disjoint():
-    digits, again = demo.load_digits(), demo.load_digits()
+    digits, again = load_digits(), load_digits()
     assert len(digits.train_labels) == 1437 and len(digits.test_labels) == 360
     assert all(torch.equal(a, b) for a, b in zip(digits, again, strict=True))
     counts = digits.test_labels.bincount()
@@ -88,7 +90,7 @@ def test_saved_model_is_the_trained_one(finished):
 def test_saved_samples_classify_as_the_held_out_images(finished):
     """Files, read and resized by timm's transform, are what the model was evaluated on."""
     folder, trained, _ = finished
-    digits = demo.load_digits(TINY.limit)
+    digits = load_digits(TINY.limit)
     for result in classify(trained.model, [folder / 'samples' / 'digit_3.png'], topk=10):
         found = {p['index']: p['probability'] for p in result['predictions']}
     index = int((digits.test_labels == 3).nonzero()[0])
@@ -142,7 +144,7 @@ def test_small_models_take_the_digits(name):
     'reductions, size', [([4, 8, 16, 32], 40), ([16, 16], 96), ([2, 4, 8, 16], 24), ([14, 14], 112), ([1], 8)]
 )
 def test_image_size(reductions, size):
-    assert demo.image_size(reductions) == size
+    assert image_size(reductions) == size
     assert size / reductions[0] >= 6 and size > reductions[-1]
 
 
@@ -185,18 +187,6 @@ def test_output_that_cannot_be_written_is_refused_first(tmp_path, place):
     assert (tmp_path / 'file').read_text() == 'text'
 
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
-def test_failure_while_writing_leaves_the_old_folder(tmp_path, error):
-    output = tmp_path / 'demo'
-    output.mkdir()
-    (output / 'history.csv').write_text('old')
-    with pytest.raises(error), demo.replaced_folder(output) as folder:
-        (folder / 'history.csv').write_text('half')
-        raise error
-    assert [path.name for path in tmp_path.iterdir()] == ['demo']
-    assert (output / 'history.csv').read_text() == 'old'
-
-
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_run_leaves_nothing(tmp_path, number, code):
     output = tmp_path / 'runs' / 'demo'
@@ -231,7 +221,7 @@ def test_compare_scans(capsys):
 def test_missing_extra(monkeypatch, capsys):
     from visionssm import cli
 
-    find_spec = demo.importlib.util.find_spec
-    monkeypatch.setattr(demo.importlib.util, 'find_spec', lambda name: None if name == 'sklearn' else find_spec(name))
+    find_spec = extras.importlib.util.find_spec
+    monkeypatch.setattr(extras.importlib.util, 'find_spec', lambda name: None if name == 'sklearn' else find_spec(name))
     assert cli.main(['demo']) == 2
     assert capsys.readouterr().err == 'visionssm: the demo needs sklearn: pip install "visionssm[demo]"\n'

@@ -19,7 +19,7 @@ pytest.importorskip('sklearn')
 
 from visionssm.apps import validate as _validation  # noqa: E402
 from visionssm.apps.validate import Options, gather, validate  # noqa: E402
-from visionssm.demo import load_digits  # noqa: E402
+from visionssm.data.digits import load_digits  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 45

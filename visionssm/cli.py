@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .extras import MissingExtraError
 from .ops import BackendUnavailableError
 from .version import __version__
 
 # what bad input raises, here and in the packages below; anything else is a bug and keeps its traceback
-USER_ERRORS = (ValueError, OSError, BackendUnavailableError)
+USER_ERRORS = (ValueError, OSError, BackendUnavailableError, MissingExtraError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f'visionssm: {_one_line(error)}', file=sys.stderr)
         return 2
-    except ImportError as error:
-        if args.traceback or not _is_missing_extra(error):
-            raise
-        print(f'visionssm: {error}', file=sys.stderr)
-        return 2
 
 
 def _one_line(error: BaseException) -> str:
@@ -58,12 +54,6 @@ def _one_line(error: BaseException) -> str:
         text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     text = re.sub(r':\s*\n\s*', ': ', text.strip())
     return re.sub(r'\s*\n\s*', '; ', text) or type(error).__name__
-
-
-def _is_missing_extra(error: ImportError) -> bool:
-    from .demo import MissingExtraError
-
-    return isinstance(error, MissingExtraError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -285,6 +285,9 @@ def test_read_only_cache(kind, run, route):
 import pathlib
 def refuse(*args, **kwargs):
     raise OSError(30, 'Read-only file system')
+def open_to_read(path, mode='r', *args, open=pathlib.Path.open, **kwargs):
+    return open(path, mode, *args, **kwargs) if mode.startswith('r') else refuse()
+pathlib.Path.open = open_to_read
 pathlib.Path.write_text = pathlib.Path.unlink = refuse
 """
     assert run(code + at.create) == [at.expected]

@@ -6,7 +6,8 @@ import torch
 from timm.models import model_entrypoint
 from torch.nn import functional as F
 
-from visionssm.demo import AugmentedBatches, DemoOptions, create_model, enlarge, load_digits
+from visionssm.data.digits import load_digits
+from visionssm.demo.run import AugmentedBatches, DemoOptions, create_model, enlarge
 
 NAMES = [name for name in timm.list_models('test_*') if model_entrypoint(name).__module__.startswith('visionssm.')]
 STEPS, LAST = 50, 5

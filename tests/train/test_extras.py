@@ -12,7 +12,7 @@ from torch import nn
 
 import visionssm  # noqa: F401 (registers the models)
 from visionssm.train import load_recipe
-from visionssm.train.checkpoint import Checkpoints, random_states, set_random_states, write_whole
+from visionssm.train.checkpoint import Checkpoints, random_states, set_random_states
 from visionssm.train.loop import Progress
 from visionssm.train.objective import Objective
 from visionssm.train.shuffle import shuffle_layers
@@ -136,20 +136,6 @@ def test_checkpoints_are_kept_replaced_and_read(tmp_path):
     assert torch.load(tmp_path / 'checkpoints' / 'best.pt', weights_only=True)['progress'] == {'step': 2}
     file, state = checkpoints.latest()
     assert file.name == 'step-00000004.pt' and state['progress'] == {'step': 4}
-
-
-@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
-def test_a_file_is_whole_or_as_before(tmp_path, error):
-    file = tmp_path / 'file'
-    file.write_text('old')
-
-    def write(stream):
-        stream.write(b'half')
-        raise error
-
-    with pytest.raises(type(error)):
-        write_whole(file, write)
-    assert file.read_text() == 'old' and [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_no_code_in_a_checkpoint_runs(tmp_path):

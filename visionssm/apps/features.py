@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from visionssm.train.checkpoint import write_whole
+from visionssm.files import write_whole
 
 from .classify import read_image
 

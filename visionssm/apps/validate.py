@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -21,7 +22,7 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from visionssm.train.checkpoint import write_whole
+from visionssm.files import write_whole
 from visionssm.version import __version__
 
 from .classify import load_classifier
@@ -171,29 +172,17 @@ def gather(output: Path) -> Path:
     """Write all results in a folder to `results.csv`, best first, with the columns of timm's results files."""
     results = [json.loads(file.read_text(encoding='utf-8')) for file in sorted(output.glob('*.json'))]
 
-    def write(stream: Any) -> None:
-        lines = _Lines(stream)
-        writer = csv.DictWriter(lines, _COLUMNS, extrasaction='ignore', lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(sorted(results, key=lambda result: -result['top1']))
-
-    write_whole(output / 'results.csv', write)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(sorted(results, key=lambda result: -result['top1']))
+    write_whole(output / 'results.csv', text.getvalue())
     return output / 'results.csv'
-
-
-class _Lines:
-    """Text to a binary stream."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        return self.stream.write(text.encode())
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda stream: stream.write((json.dumps(content, indent=1) + '\n').encode()))
+    write_whole(file, json.dumps(content, indent=1) + '\n')
 
 
 def _open(options: Options, channels: int) -> Any:

@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
-from visionssm.demo import replaced_folder
+from visionssm.files import check_replaceable, replaced_folder
 from visionssm.version import __version__
 from visionssm.weights.checkpoint import check_fit, load_checkpoint
 from visionssm.weights.download import published_sha256, sha256
@@ -163,14 +163,9 @@ def check_folder(output: Path) -> None:
     Raises:
         ValueError: If it is a file, or holds something else.
     """
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ValueError(f'{output} is a file; give a folder')
-    names = {path.name for path in output.iterdir()}
-    if other := sorted(names - set(FILES)):
-        raise ValueError(f'{output} holds {", ".join(other[:3])}, which no conversion wrote; give another folder')
+    check_replaceable(output, FILES, 'conversion')
     config = output / 'config.json'
+    names = list(output.iterdir()) if output.exists() else []
     if names and not (config.is_file() and 'provenance' in config.read_text(encoding='utf-8')):
         raise ValueError(f'{output} holds a model that no conversion wrote; give another folder')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from visionssm.files import write_whole
 
 from .registry import ScanOrder, get_scan, list_scans
 
@@ -169,12 +172,9 @@ def plot_scans(
 
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0))  # one inch is 1: imshow has set limits of its own
 
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
-    try:
-        figure.savefig(temporary, format=suffix, dpi=130, facecolor='white')
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    picture = io.BytesIO()  # formats of text need a file that can be searched
+    figure.savefig(picture, format=suffix, dpi=130, facecolor='white')
+    write_whole(file, picture.getvalue())
 
 
 _Panels = list[tuple[str, np.ndarray, tuple[float, float]]]  # label, token positions, span of colours

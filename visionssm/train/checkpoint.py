@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from visionssm.files import leftovers, link_whole, write_whole
 
 _NAME = re.compile(r'step-(\d+)\.pt')
 
@@ -38,18 +38,13 @@ class Checkpoints:
             OSError: If it can't be written; those of before are still there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob('*.tmp'):  # of a process that was killed
+        for leftover in leftovers(self.folder):  # of a process that was killed
             leftover.unlink()
         file = self.folder / f'step-{step:08d}.pt'
         try:
             write_whole(file, lambda stream: torch.save(state, stream))
             if best:
-                link = file.with_name('best.tmp')
-                try:
-                    os.link(file, link)
-                except OSError:  # a file system without links
-                    shutil.copyfile(file, link)
-                os.replace(link, file.with_name('best.pt'))
+                link_whole(file, file.with_name('best.pt'))
         except OSError as error:
             kept = self.files()
             good = f'the last good checkpoint is {kept[-1]}' if kept else 'there is no earlier checkpoint'
@@ -72,56 +67,6 @@ class Checkpoints:
                 if file is files[0]:
                     raise
         return None
-
-
-def write_whole(file: Path, write: Any) -> None:
-    """Write a file beside its place, see it to the disk, and only then give it its name.
-
-    Args:
-        file: The file.
-        write: Called with a binary stream.
-
-    Raises:
-        OSError: If it can't be written; what was there before is still there.
-    """
-    partial = file.with_name(file.name + '.tmp')
-    try:
-        with partial.open('wb') as stream:
-            recorder = _Recorder(stream)
-            try:
-                write(recorder)
-            except RuntimeError as error:  # torch's writer hides what the disk said
-                raise recorder.error or error from None
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    if hasattr(os, 'O_DIRECTORY'):  # the name, too, has to reach the disk; Windows does not open folders
-        descriptor = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-class _Recorder:
-    """A stream that remembers why a write failed."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`."""
-        try:
-            return self.stream.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from visionssm.data.digits import CLASSES, load_digits
+
 from .checkpoint import random_states, seed_cpu, set_random_states
 from .parallel import Processes
 from .recipe import Recipe
@@ -66,8 +68,6 @@ class DigitsSource:
     """Scikit-learn's digits: 8 x 8 pixels, the split of the demo."""
 
     def __init__(self, training: bool, channels: int) -> None:
-        from visionssm.demo import CLASSES, load_digits
-
         digits = load_digits()
         images = digits.train_images if training else digits.test_images
         self.classes: list[str] | None = list(CLASSES)

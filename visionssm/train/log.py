@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import math
 import sys
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
-from visionssm.demo import MissingExtraError
+from visionssm.extras import check_extra
+from visionssm.files import write_whole
 
-from .checkpoint import write_whole
 from .loop import Epoch, Progress
 from .recipe import Recipe
 
@@ -29,9 +28,7 @@ def check_extras(recipe: Recipe) -> None:
     needed = ['matplotlib', 'tqdm']
     needed += ['tensorboard'] if recipe.tensorboard else []
     needed += ['sklearn'] if recipe.data == 'digits' else []
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f'training needs {", ".join(missing)}: pip install "visionssm[train]"')
+    check_extra('training', 'train', *needed)
 
 
 class Log:
@@ -170,7 +167,7 @@ def write_table(file: Path, names: tuple[str, ...], rows: list[list[Any]]) -> No
     """Write a CSV file, whole or not at all."""
     text = io.StringIO(newline='')
     csv.writer(text).writerows([names, *rows])
-    write_whole(file, lambda stream: stream.write(text.getvalue().encode()))
+    write_whole(file, text.getvalue())
 
 
 def draw(folder: Path, title: str, history: list[Epoch], updates: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
-from visionssm.demo import fitting_size
+from visionssm.data.digits import fitting_size
+from visionssm.files import added_files
 from visionssm.models.builder import weights_file
 
 from .data import ImageConfig
@@ -121,14 +120,11 @@ def save_model(
     if takes_argument(model, 'img_size'):
         model_args['img_size'] = model.pretrained_cfg['input_size'][-1]
     model.pretrained_cfg['notes'] = (note,)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.model-') as partial:
+    with added_files(folder) as partial:
         save_for_hf(
             model,
-            partial,
+            str(partial),
             model_config={'label_names': list(label_names)} if label_names else None,
             model_args=model_args,
             safe_serialization=True,
         )
-        for file in ('model.safetensors', 'config.json'):
-            os.replace(Path(partial) / file, folder / file)

@@ -18,8 +18,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from visionssm.files import write_whole
+
 from . import log as logs
-from .checkpoint import Checkpoints, random_states, read_checkpoint, seed_cpu, set_random_states, write_whole
+from .checkpoint import Checkpoints, random_states, read_checkpoint, seed_cpu, set_random_states
 from .data import ImageData, open_source
 from .loop import Epoch, NonFiniteLossError, Progress, fit
 from .model import create_model, freeze_backbone, save_model
@@ -266,7 +268,7 @@ def train(
         if first:
             output.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
-            write_whole(output / 'recipe.yaml', lambda stream: stream.write(text.encode()))
+            write_whole(output / 'recipe.yaml', text)
         quiet(describe(trainer))
         _run(trainer, checkpoints, output, quiet, bar and first)
         _finish(trainer, output, quiet)

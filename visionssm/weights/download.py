@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import uuid
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -31,6 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
+from visionssm.files import Stream, leftovers, write_whole
 from visionssm.version import __version__
 
 from .checkpoint import load_checkpoint
@@ -231,7 +230,7 @@ def partial_downloads(source: Source, cache_dir: str | Path | None = None) -> li
     if not source.url:
         return []
     path = _url_path(source.url, cache_dir)
-    return sorted(path.parent.glob(f'{path.name}.*.partial'))
+    return leftovers(path.parent, path.name)
 
 
 def _names(source: Source) -> tuple[str, ...]:
@@ -313,29 +312,25 @@ def _download_from_hub(hub_id: str, names: tuple[str, ...], cache_dir: str | Pat
 def _download_url(url: str, path: Path) -> None:
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(f'{url}: not in the cache ({path}), and HF_HUB_OFFLINE is set')
-    partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
     request = Request(url, headers={'User-Agent': f'visionssm/{__version__}'})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-            partial.open('xb') as stream,
-        ):
-            length = response.headers.get('Content-Length')
+
+    def receive(stream: Stream) -> None:
+        with urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            length, received = response.headers.get('Content-Length'), 0
             with tqdm(desc=path.name, total=length and int(length), unit='B', unit_scale=True) as bar:
                 while chunk := response.read(_CHUNK):
-                    bar.update(stream.write(chunk))
-            received = stream.tell()
+                    received += stream.write(chunk)
+                    bar.update(len(chunk))
         if length is not None and received != int(length):
             raise WeightsError(f'{url}: the download ended after {received} of {length} bytes; try again')
-        partial.replace(path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, receive)
     except WeightsError:
         raise
     except (OSError, HTTPException) as error:
         raise WeightsError(f'{url}: the download failed: {_first_line(error)}') from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _first_line(error: BaseException) -> str:
@@ -359,11 +354,7 @@ def _read_record(record: Path) -> tuple[str | None, str | None]:
 
 
 def _write_record(cached: Cached, digest: str) -> None:
-    partial = cached.record.with_name(f'{cached.record.name}.{uuid.uuid4().hex}.partial')
     try:
-        partial.write_text(f'# {cached.origin}\n{digest}  {cached.path.name}\n', encoding='utf-8')
-        os.replace(partial, cached.record)
+        write_whole(cached.record, f'# {cached.origin}\n{digest}  {cached.path.name}\n')
     except OSError as error:  # a cache that others own, or a full disk: the weights themselves are fine
         _logger.info('the SHA-256 of %s is not recorded: %s', cached.path, error)
-        with suppress(OSError):
-            partial.unlink()

@@ -7,17 +7,12 @@ pixels. A stratified fifth is held out and never trained on. Needs the extra `de
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -27,16 +22,16 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .apps.classify import classify
-from .catalog.models import check_model, sketch, takes_argument
-from .scans import get_scan
-from .train.loop import Epoch, fit
+from visionssm.apps.classify import classify
+from visionssm.catalog.models import check_model, sketch, takes_argument
+from visionssm.data.digits import CLASSES, Digits, fitting_size, load_digits
+from visionssm.extras import check_extra
+from visionssm.files import check_replaceable, replaced_folder
+from visionssm.scans import get_scan
+from visionssm.train.loop import Epoch, fit
+from visionssm.train.model import save_model
 
-HELD_OUT = 0.2
-_SPLIT_SEED = 0  # the split stays the same whatever the seed of the training
 _MEAN = _STD = 0.5
-_LEAST_GRID = 6  # tokens along a side of the first map
-CLASSES = tuple(str(digit) for digit in range(10))
 _FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
 
 
@@ -63,15 +58,6 @@ class DemoOptions:
     limit: int | None = None
 
 
-class Digits(NamedTuple):
-    """Images in [0, 1], (n, 1, 8, 8), and labels, for training and held out."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
 @dataclass(frozen=True)
 class Trained:
     """A trained model and how it does on the held-out images.
@@ -91,31 +77,9 @@ class Trained:
     accuracy: float
 
 
-class MissingExtraError(ImportError):
-    """A package of the extra `demo` is not installed."""
-
-
 def check_extras() -> None:
     """Raise `MissingExtraError` unless scikit-learn, matplotlib and tqdm can be imported."""
-    missing = [name for name in ('sklearn', 'matplotlib', 'tqdm') if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(f'the demo needs {", ".join(missing)}: pip install "visionssm[demo]"')
-
-
-def load_digits(limit: int | None = None) -> Digits:
-    """Scikit-learn's digits, split; the same split every time."""
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-
-    images, labels = datasets.load_digits(return_X_y=True)
-    if limit is not None:
-        images, labels = images[:limit], labels[:limit]
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=_SPLIT_SEED
-    )
-    pixels = torch.tensor(images, dtype=torch.float32).div_(16).reshape(-1, 1, 8, 8)
-    targets = torch.tensor(labels, dtype=torch.int64)
-    return Digits(pixels[train], targets[train], pixels[test], targets[test])
+    check_extra('the demo', 'demo', 'sklearn', 'matplotlib', 'tqdm')
 
 
 def create_model(options: DemoOptions) -> tuple[nn.Module, int]:
@@ -155,24 +119,6 @@ def _check_scan(spec: str) -> None:
         get_scan(spec)
     except TypeError as error:  # an argument of the wrong type, in text that a user typed
         raise ValueError(str(error)) from error
-
-
-def fitting_size(name: str, model: nn.Module) -> int:
-    """Side of the images that digits are enlarged to for a model."""
-    size = image_size([level['reduction'] for level in model.feature_info])
-    if takes_argument(model, 'img_size'):
-        try:
-            sketch(name, img_size=size)
-        except ValueError:  # attention windows may need larger maps
-            size = model.pretrained_cfg['input_size'][-1]
-    return size
-
-
-def image_size(reductions: list[int]) -> int:
-    """Side of the images: the first map has six tokens a side or more, the last more than one."""
-    step = math.lcm(8, reductions[0])
-    least = max(_LEAST_GRID * reductions[0], reductions[-1] + 1)
-    return -(-least // step) * step
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
@@ -296,8 +242,6 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def save(trained: Trained, folder: Path, note: str) -> None:
     """Write the model in timm's Hub layout: `config.json`, `model.safetensors`."""
-    from .train.model import save_model  # which reads what small images need from here
-
     save_model(trained.model, folder, CLASSES, {}, note)
 
 
@@ -326,7 +270,7 @@ def run_demo(
         MissingExtraError: If a package is missing.
     """
     check_extras()
-    check_output(output)
+    check_replaceable(output, _FILES, 'demo')
     digits = load_digits(options.limit)
     model, size = create_model(options)
     parameters = sum(p.numel() for p in model.parameters())
@@ -354,7 +298,7 @@ def run_demo(
                 f'then {second["label"]} ({second["probability"]:.1%})'
             )
         _write_history(trained.history, folder / 'history.csv')
-        from ._demo_picture import draw  # matplotlib
+        from .picture import draw  # matplotlib
 
         draw(trained, digits, options.model, folder / 'demo.png')
     say(f'picture: {output / "demo.png"}')
@@ -403,42 +347,6 @@ def train_with_progress(options: DemoOptions, digits: Digits, say: Callable[[str
                 say(f'{text}, {epoch.seconds:.0f} s')
 
         return train(options, digits, on_step, on_epoch)
-
-
-def check_output(output: Path) -> None:
-    """Raise unless `output` can be written and holds nothing that a demo did not write.
-
-    Raises:
-        ValueError: If it is a file, or a folder with other contents.
-        OSError: If its place can't be written to.
-    """
-    if output.exists():
-        if not output.is_dir():
-            raise ValueError(f'{output} is a file; give a folder')
-        other = sorted(path.name for path in output.iterdir() if path.name not in _FILES)
-        if other:
-            raise ValueError(f'{output} holds {", ".join(other[:3])}, which no demo wrote; give another folder')
-    place = next(parent for parent in output.absolute().parents if parent.exists())
-    if not place.is_dir():
-        raise ValueError(f'{output} cannot be written: {place} is a file')
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix='.visionssm-'):
-            pass
-    except OSError as error:
-        raise ValueError(f'{output} cannot be written: {error.strerror or error}') from error
-
-
-@contextmanager
-def replaced_folder(output: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `output` when the block ends well, and is removed otherwise."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f'.{output.name}-') as work:
-        new = Path(work) / 'new'
-        new.mkdir()
-        yield new
-        if output.exists():
-            os.rename(output, Path(work) / 'old')
-        os.rename(new, output)
 
 
 def _write_samples(digits: Digits, folder: Path) -> list[Path]:

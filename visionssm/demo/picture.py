@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .scans import get_scan
-from .scans.plot import WALK_LEGEND, draw_walk
+from visionssm.scans import get_scan
+from visionssm.scans.plot import WALK_LEGEND, draw_walk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .demo import Digits, Trained
+    from visionssm.data.digits import Digits
+
+    from .run import Trained
 
 _INK, _FAINT, _LINE, _GOOD, _BAD, _SECOND = '#1b1f24', '#5b6570', '#d5dae0', '#2f7d4f', '#c0392b', '#7a2f8f'
 _SAMPLES = 24

@@ -1,0 +1,142 @@
+"""Files and folders that are there whole or not at all, however many processes and threads write them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+class Stream:
+    """The binary stream that `write_whole` hands out; it remembers why a write failed."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; returns the number of bytes."""
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the stream is flushed when it is complete."""
+
+
+def write_whole(file: str | os.PathLike[str], content: bytes | str | Callable[[Stream], Any]) -> None:
+    """Write a file beside its place, flush it to the disk, and only then give it its name.
+
+    At any moment the name stands for nothing or for a whole file. Of several writers the last one wins.
+
+    Args:
+        file: Where to.
+        content: Bytes, text (written as UTF-8, newlines as they are), or what writes to the binary stream it is given.
+
+    Raises:
+        OSError: If it can't be written; what was there before still is.
+    """
+    file = Path(file)
+    with _new_name(file) as partial:
+        with partial.open('xb') as raw:
+            stream = Stream(raw)
+            try:
+                if callable(content):
+                    content(stream)
+                else:
+                    stream.write(content.encode() if isinstance(content, str) else content)
+            except RuntimeError as error:  # torch's writer hides what the disk said
+                raise stream.error or error from None
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(partial, file)
+    if hasattr(os, 'O_DIRECTORY'):  # the name has to reach the disk, too; Windows does not open folders
+        descriptor = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def link_whole(source: Path, file: Path) -> None:
+    """Give `source` a second name, `file`, or copy it where the file system has no links; replaces what is there."""
+    with _new_name(file) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.replace(partial, file)
+
+
+@contextmanager
+def _new_name(file: Path) -> Iterator[Path]:
+    """A name beside `file` that nobody else has; what still has it afterwards is removed."""
+    partial = file.with_name(f'{file.name}.{uuid.uuid4().hex}.partial')
+    try:
+        yield partial
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def leftovers(folder: Path, name: str = '') -> list[Path]:
+    """What killed processes left in a folder, and running ones are writing: of the file `name`; '': of all files."""
+    return sorted(folder.glob(f'{glob.escape(name) or "*"}.*.partial'))
+
+
+@contextmanager
+def added_files(folder: Path) -> Iterator[Path]:
+    """A new folder whose files move into `folder`, each whole, when the block ends well; removed otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.new-') as work:
+        yield Path(work)
+        for file in sorted(Path(work).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends well; removed otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as work:
+        new = Path(work) / 'new'
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.rename(folder, Path(work) / 'old')
+        os.rename(new, folder)
+
+
+def check_replaceable(folder: Path, names: Collection[str], maker: str) -> None:
+    """Raise unless `folder` can be written and holds nothing but what an earlier run wrote.
+
+    Args:
+        folder: To be replaced.
+        names: Of the files and folders that a run writes.
+        maker: What wrote them, for the message.
+
+    Raises:
+        ValueError: If it is a file, holds anything else, or its place can't be written to.
+    """
+    if folder.exists():
+        if not folder.is_dir():
+            raise ValueError(f'{folder} is a file; give a folder')
+        other = sorted(path.name for path in folder.iterdir() if path.name not in names)
+        if other:
+            raise ValueError(f'{folder} holds {", ".join(other[:3])}, which no {maker} wrote; give another folder')
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise ValueError(f'{folder} cannot be written: {place} is a file')
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix='.visionssm-'):
+            pass
+    except OSError as error:
+        raise ValueError(f'{folder} cannot be written: {error.strerror or error}') from error
