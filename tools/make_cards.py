@@ -12,8 +12,9 @@ import difflib
 import sys
 from pathlib import Path
 
+from cards.pages import family_files
+
 import visionssm  # noqa: F401  registers the models
-from visionssm.hub.card import family_files
 from visionssm.hub.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]

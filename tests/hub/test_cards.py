@@ -1,10 +1,10 @@
 """Model cards: up to date, valid for the Hub, with examples that run and pictures that hold together."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from timm.models import get_pretrained_cfg
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.catalog.models import model_names
-from visionssm.hub.card import family_files, folder_card
-from visionssm.hub.diagrams import Path as Walk
-from visionssm.hub.diagrams import draw_blocks, draw_paths
-from visionssm.hub.families import FAMILIES, family_of
+from visionssm.hub.card import folder_card
+from visionssm.hub.families import FAMILIES, Family, family_of
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / 'tools'))
+from cards import pages  # noqa: E402
+from cards.diagrams import Route, draw_blocks, draw_paths  # noqa: E402
+from cards.drawings import DRAWINGS  # noqa: E402
+
 CARDS = ROOT / 'model_cards'
 HUB_LICENSES = {'apache-2.0', 'mit', 'unknown', 'other'}
 
@@ -32,10 +35,9 @@ def page(key):
 
 
 def test_cards_are_up_to_date(capsys):
-    spec = importlib.util.spec_from_file_location('make_cards', ROOT / 'tools' / 'make_cards.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.main(['--check']) == 0, capsys.readouterr().out
+    import make_cards
+
+    assert make_cards.main(['--check']) == 0, capsys.readouterr().out
 
 
 def test_every_model_is_in_its_page():
@@ -52,7 +54,7 @@ def test_page(key):
     assert data.license in HUB_LICENSES and (data.license == 'other') == bool(data.license_name)
     assert data.eval_results is None  # the accuracies are the authors', of many models
     names = model_names(family.pattern)
-    assert names and family.models[0] in names
+    assert names and DRAWINGS[key].example in names
     for name in names:
         papers = get_pretrained_cfg(name).paper_ids
         assert not papers or f'arXiv:{family.paper[1]}' in papers
@@ -66,7 +68,8 @@ def test_page(key):
 @pytest.mark.parametrize('key', FAMILIES)
 def test_examples_run(key, monkeypatch, tmp_path):
     """With the tiny model of the family, and without its weights."""
-    name, stand_in = FAMILIES[key].models
+    name = DRAWINGS[key].example
+    stand_in = f'test_{name.partition("_")[0]}'
     real = timm.create_model
 
     def create_model(asked, pretrained=False, pretrained_cfg_overlay=None, **kwargs):
@@ -78,7 +81,7 @@ def test_examples_run(key, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Image.new('RGB', (120, 100)).save('photo.jpg')
     examples = re.findall(r'```python\n(.*?)```', page(key), re.S)
-    assert len(examples) == (4 if FAMILIES[key].scans else 3)
+    assert len(examples) == (4 if DRAWINGS[key].scans else 3)
     for code in examples:
         assert 'import visionssm' in code
         with contextlib.redirect_stdout(io.StringIO()):
@@ -108,7 +111,7 @@ def test_reproduced_is_measured_and_complete(tmp_path):
     report = {'environment': {'device': 'a GPU', 'triton': 'not installed'}, 'scans': [], 'models': [row]}
     (tmp_path / 'gpu.json').write_text(json.dumps(report))
     (tmp_path / 'other.json').write_text('{}')
-    text = family_files('mambaout', tmp_path)['mambaout.md']
+    text = pages.family_files('mambaout', tmp_path)['mambaout.md']
     assert '| 80.0 | 79.96 (at 224, float32, checkpoint kobe.pth, 2026-11-21) |' in text
     assert '| 82.7 |  |' in text
     assert '| `mambaout_kobe` | 224 | 12.3 |  | cpu some | `results/models.json` |' in text
@@ -132,15 +135,28 @@ def test_pictures(key):
 
 
 def test_walks_are_those_of_the_orders():
-    text = draw_paths({'cross': Walk('cross', 1, 4), 'windows': Walk('raster', 0, 4, window=8)})
+    text = draw_paths({'cross': Route('cross', 1, 4), 'windows': Route('raster', 0, 4, window=8)})
     assert text.count('stroke-linecap') + text.count('opacity="0.45"') == 15 + 2 * 7
-    assert text == draw_paths({'cross': Walk('cross', 1, 4), 'windows': Walk('raster', 0, 4, window=8)})
+    assert text == draw_paths({'cross': Route('cross', 1, 4), 'windows': Route('raster', 0, 4, window=8)})
 
 
 def test_branches_join():
     text = draw_blocks({'Block': [('+', [], ['LayerNorm']), ('concat', ['SiLU'], ['GELU'], ['scan'])]})
     assert text.count('<circle') == 1 and '>concat<' in text
     assert [text.count(f'>{name}<') for name in ('LayerNorm', 'SiLU', 'GELU', 'scan')] == [1] * 4
+
+
+def test_a_family_that_nobody_has_drawn_has_a_page(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, 'DRAWINGS', {})
+    monkeypatch.setattr(pages, '_PROSE', tmp_path)
+    paper = ('Tested', '2401.00001', 'arXiv 2024')
+    monkeypatch.setitem(FAMILIES, 'tested', Family('Tested', 'test_vim', paper, ('https://example.org', '', 'MIT')))
+    files = pages.family_files('tested', tmp_path)
+    assert list(files) == ['tested.md', 'img/tested_scan.svg']
+    text = files['tested.md']
+    assert re.findall('^## (.+)', text, re.M) == ['The scan path', 'Models', 'Usage', 'Speed', 'Citation']
+    assert '| `test_vim` |' in text and "timm.create_model('test_vim').eval()" in text
+    assert '@misc{tested,\n  title={Tested},\n  eprint={2401.00001}\n}' in text
 
 
 def test_card_of_a_folder_of_an_unknown_family():

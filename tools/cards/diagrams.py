@@ -1,12 +1,11 @@
-"""Pictures for the model cards as SVG text: the same bytes on every machine, as nothing but this file draws them."""
+"""Pictures for the model cards as SVG text, the same bytes on every machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from visionssm.scans import get_scan
-from visionssm.scans.plot import WALK_LEGEND, Walk, shades
+from visionssm.scans import get_scan, plot
 
 _INK, _FAINT, _EDGE = '#1b1f24', '#5b6570', '#c9d0d8'
 _FONT = 'font-family="Helvetica, Arial, sans-serif"'
@@ -153,7 +152,7 @@ def _box(text: str, axis: float, y: float, titles: set[str]) -> Iterator[str]:
 _PANEL, _SPACE = 132, 36
 
 
-class Path(NamedTuple):
+class Route(NamedTuple):
     """One walk over a square grid.
 
     Attributes:
@@ -169,32 +168,32 @@ class Path(NamedTuple):
     window: int = 0
 
 
-def draw_paths(paths: Mapping[str, Path]) -> str:
+def draw_paths(paths: Mapping[str, Route]) -> str:
     """Walks side by side under their captions, from dark (first step) to light; thin lines are jumps."""
     width = max(_SPACE + len(paths) * (_PANEL + _SPACE), 440)
     out = []
-    for i, (caption, path) in enumerate(paths.items()):
+    for i, (caption, route) in enumerate(paths.items()):
         x = _SPACE + i * (_PANEL + _SPACE)
         out.append(_text(x + _PANEL / 2, 28, caption, 12, weight='bold'))
-        out += _draw_path(path, x, 40)
-    out.append(_text(_SPACE, _PANEL + 64, WALK_LEGEND, 11, anchor='start', colour=_FAINT))
+        out += _draw_route(route, x, 40)
+    out.append(_text(_SPACE, _PANEL + 64, plot.WALK_LEGEND, 11, anchor='start', colour=_FAINT))
     return _svg(width, _PANEL + 78, out)
 
 
-def _draw_path(path: Path, left: float, top: float) -> Iterator[str]:
-    tokens = get_scan(path.scan).table(path.side, path.side)[path.direction]
+def _draw_route(route: Route, left: float, top: float) -> Iterator[str]:
+    tokens = get_scan(route.scan).table(route.side, route.side)[route.direction]
     runs = [tokens]
-    if path.window:
-        runs = [tokens[i : i + path.window][::-1] for i in range(0, len(tokens), path.window)]
-    cell = _PANEL / path.side
+    if route.window:
+        runs = [tokens[i : i + route.window][::-1] for i in range(0, len(tokens), route.window)]
+    cell = _PANEL / route.side
     yield f'<rect x="{left:g}" y="{top:g}" width="{_PANEL}" height="{_PANEL}" fill="#f1f3f5"/>'
-    for i in range(1, path.side):
+    for i in range(1, route.side):
         yield _line(left + i * cell, top, left + i * cell, top + _PANEL, '#ffffff')
         yield _line(left, top + i * cell, left + _PANEL, top + i * cell, '#ffffff')
     for run in runs:
-        walk = Walk.of(run, path.side)
+        walk = plot.Walk.of(run, route.side)
         points = (walk.points * cell + (left, top)).tolist()
-        for k, (jump, shade) in enumerate(zip(walk.jumps, shades(walk.progress), strict=True)):
+        for k, (jump, shade) in enumerate(zip(walk.jumps, plot.shades(walk.progress), strict=True)):
             style = 'stroke-width="0.8" opacity="0.45"' if jump else 'stroke-width="2.6" stroke-linecap="round"'
             (x0, y0), (x1, y1) = points[k : k + 2]
             colour = '#' + bytes(shade.tolist()).hex()

@@ -1,0 +1,1 @@
+"""Model cards: the pages and pictures of `model_cards/`."""

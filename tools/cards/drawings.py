@@ -1,0 +1,273 @@
+"""What the pages show of each family: the model of the examples, diagrams of its blocks, and its walks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .diagrams import Route
+
+_LEGEND = (
+    'C: channels; D: inner channels; z: what the gate reads, the second half of the first projection. A scan is '
+    'h = exp(\u0394A) h + \u0394B x, y = C h + D x along its path; \u0394, B and C are projected from x.'
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Of one family.
+
+    Attributes:
+        example: The model of the examples.
+        blocks: Diagrams, as `draw_blocks` takes them.
+        scans: Walks, as `draw_paths` takes them; empty for a family without a scan.
+        legend: What the diagrams abbreviate.
+    """
+
+    example: str
+    blocks: Mapping[str, list[Any]]
+    scans: Mapping[str, Route] = field(default_factory=dict)
+    legend: str = _LEGEND
+
+
+def _residual(*branch: Any) -> tuple[Any, ...]:
+    return ('+', [], list(branch))
+
+
+_CROSS = ['scan \u2192', 'scan \u2193', 'scan \u2190', 'scan \u2191']
+DRAWINGS = {
+    'vmamba': Drawing(
+        example='vmamba_tiny_s1l8',
+        blocks={
+            'Block': [
+                _residual('LayerNorm', 'SS2D'),
+                _residual('LayerNorm', 'Linear C \u2192 4C', 'GELU', 'Linear 4C \u2192 C'),
+            ],
+            'SS2D': [
+                'Linear C \u2192 D',
+                'depthwise conv 3\u00d73',
+                'SiLU',
+                ('+', *([scan] for scan in _CROSS)),
+                'LayerNorm',
+                'Linear D \u2192 C',
+            ],
+            'Block, first release': [_residual('LayerNorm', 'SS2D, gated')],
+            'SS2D, gated': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    ['depthwise conv 3\u00d73', 'SiLU', ('+', *([scan] for scan in _CROSS)), 'LayerNorm'],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+        },
+        scans={
+            '1 rows': Route('cross', 0, 8),
+            '2 columns': Route('cross', 1, 8),
+            '3 rows backwards': Route('cross', 2, 8),
+            '4 columns backwards': Route('cross', 3, 8),
+        },
+    ),
+    'vim': Drawing(
+        example='vim_tiny_patch16_224',
+        blocks={
+            'Block': [_residual('RMSNorm', 'Mamba, both ways')],
+            'Mamba, both ways': [
+                'Linear C \u2192 2D',
+                (
+                    'mean',
+                    ['causal conv 4', 'SiLU', 'scan \u2192', '\u00d7 SiLU(z)'],
+                    ['anticausal conv 4', 'SiLU', 'scan \u2190', '\u00d7 SiLU(z)'],
+                ),
+                'Linear D \u2192 C',
+            ],
+        },
+        scans={'1 forwards': Route('bidirectional', 0, 8), '2 backwards': Route('bidirectional', 1, 8)},
+    ),
+    'msvmamba': Drawing(
+        example='msvmambav3_tiny',
+        blocks={
+            'Block': [_residual('LayerNorm', 'MS2D'), _residual('LayerNorm', 'ConvFFN')],
+            'MS2D': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    [
+                        (
+                            '+',
+                            ['depthwise conv 3\u00d73', 'SiLU', 'scan \u2192', 'LayerNorm'],
+                            [
+                                'depthwise conv 7\u00d77 / 2',
+                                'SiLU',
+                                'scan \u2190 \u2193 \u2191, half size',
+                                'LayerNorm',
+                                'upsample \u00d72',
+                            ],
+                        ),
+                        'squeeze-excitation',
+                    ],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+            'ConvFFN': ['Linear C \u2192 rC', _residual('depthwise conv 3\u00d73'), 'GELU', 'Linear rC \u2192 C'],
+            'Block, v3': [_residual('LayerNorm', 'MS2D, v3'), _residual('ConvFFN', 'LayerNorm')],
+            'MS2D, v3': [
+                'Linear C \u2192 C',
+                (
+                    '+',
+                    ['depthwise conv 3\u00d73', 'SiLU', 'scan \u2192'],
+                    ['depthwise conv 7\u00d77 / 2', 'SiLU', 'scan \u2190 \u2193 \u2191, half size', 'upsample \u00d72'],
+                ),
+                'LayerNorm',
+                'squeeze-excitation',
+                'Linear C \u2192 C',
+            ],
+        },
+        legend=f'{_LEGEND} r is 2, in the third version 4.',
+        scans={
+            'full size: rows': Route('raster', 0, 8),
+            'half size: rows backwards,': Route('reversed', 0, 4),
+            'then columns,': Route('cross', 1, 4),
+            'then columns backwards': Route('cross', 3, 4),
+        },
+    ),
+    'groupmamba': Drawing(
+        example='groupmamba_tiny',
+        blocks={
+            'Block': [
+                _residual('Group mixer'),
+                _residual('LayerNorm', 'Linear C \u2192 rC', 'depthwise conv 3\u00d73', 'GELU', 'Linear rC \u2192 C'),
+            ],
+            'Group mixer': [
+                'LayerNorm: n',
+                (
+                    '\u00d7',
+                    [
+                        ('concat', *([f'VSSS {scan[-1]}'] for scan in _CROSS)),
+                        '\u00d7 skip scale \u00d7 n',
+                    ],
+                    ['mean over tokens', 'Linear, ReLU', 'Linear, sigmoid'],
+                ),
+                'LayerNorm, same weights',
+                'Linear C \u2192 C',
+            ],
+            'VSSS, on C/4 channels': [
+                'Linear C/4 \u2192 2 C/4',
+                ('\u00d7', ['depthwise conv 3\u00d73', 'SiLU', 'scan, one direction', 'LayerNorm'], ['SiLU']),
+                'Linear C/4 \u2192 C/4',
+            ],
+        },
+        legend=f'{_LEGEND} r is 8, 8, 4, 4 in the four stages.',
+        scans={
+            'channels 1/4': Route('groupwise', 0, 8),
+            'channels 2/4': Route('groupwise', 1, 8),
+            'channels 3/4': Route('groupwise', 2, 8),
+            'channels 4/4': Route('groupwise', 3, 8),
+        },
+    ),
+    'plainmamba': Drawing(
+        example='plainmamba_l1',
+        blocks={
+            'Block': [_residual('LayerNorm', 'Mixer')],
+            'Mixer': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    [
+                        'depthwise conv 7\u00d77',
+                        'SiLU',
+                        ('+', ['scan \u2192'], ['scan \u2190'], ['scan \u2193'], ['scan \u2191']),
+                    ],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+        },
+        scans={
+            '1 rows': Route('plainmamba', 0, 8),
+            '2 rows backwards': Route('plainmamba', 1, 8),
+            '3 columns': Route('plainmamba', 2, 8),
+            '4 columns backwards': Route('plainmamba', 3, 8),
+        },
+    ),
+    'lbvim': Drawing(
+        example='lbvim_tiny_patch16_224',
+        blocks={
+            'Block': [_residual('RMSNorm', 'LBMamba'), 'reverse the sequence'],
+            'LBMamba': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    ['causal conv 4', 'SiLU', ('+', ['scan \u2192, all'], ['scan \u2190, windows'])],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+        },
+        scans={
+            'even blocks': Route('raster', 0, 8),
+            'odd blocks': Route('reversed', 0, 8),
+            'in windows of 8': Route('raster', 0, 8, window=8),
+        },
+    ),
+    'a2mamba': Drawing(
+        example='a2mamba_nano',
+        blocks={
+            'Block': [
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'MASS'),
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'conv 1\u00d71', 'GELU', _residual('depthwise conv 3\u00d73'), 'conv 1\u00d71'),
+            ],
+            'MASS': [
+                (
+                    '\u00d7',
+                    [
+                        'conv 1\u00d71: q, k, v',
+                        (
+                            '+',
+                            [
+                                (
+                                    'concat',
+                                    ['window attention of v\u2081: o\u2081'],
+                                    ['dilated attention of v\u2082 + o\u2081'],
+                                ),
+                                'A2SSM (stage 4: attention)',
+                                'LayerNorm',
+                            ],
+                            ['depthwise conv 5\u00d75 of v'],
+                        ),
+                    ],
+                    ['conv 1\u00d71', 'BatchNorm', 'SiLU'],
+                ),
+                'LayerNorm',
+                'conv 1\u00d71',
+            ],
+            'A2SSM': [
+                'depthwise conv 5\u00d75',
+                'SiLU',
+                (
+                    '+',
+                    ['scan \u2192, all states', 'gather by attention 1, 2', 'conv 1\u00d71 over heads', '\u00d7 C'],
+                    ['\u00d7 D'],
+                ),
+            ],
+        },
+        scans={'rows': Route('raster', 0, 8)},
+    ),
+    'mambaout': Drawing(
+        example='mambaout_femto',
+        blocks={
+            'Block': [_residual('LayerNorm', 'Gated CNN')],
+            'Gated CNN': [
+                'Linear C \u2192 2H',
+                ('\u00d7', ['GELU'], [('concat', [], ['depthwise conv 7\u00d77'])]),
+                'Linear H \u2192 C',
+            ],
+        },
+        legend='C: channels; H: inner channels, 8/3 C. The last C channels go through the convolution.',
+    ),
+}
