@@ -19,6 +19,33 @@ def test_file_then_keys_then_overrides(tmp_path):
     assert recipe.model_args == {'scan': 'hilbert'} and recipe.ema is None and recipe.betas == [0.9, 0.95]
 
 
+def test_a_base_is_inherited_and_overridden(tmp_path):
+    (tmp_path / 'shared').mkdir()
+    (tmp_path / 'shared/first.yaml').write_text('lr: 1.0\nema: 0.9\nmodel_args: {scan: cross}\nbatch_size: 8\n')
+    (tmp_path / 'shared/second.yaml').write_text('base: first.yaml\nlr: 2.0\nepochs: 7\n')
+    file = tmp_path / 'recipe.yaml'
+    file.write_text('base: shared/second.yaml\nmodel: test_vim\ndata: digits\nema: null\nmodel_args: {}\n')
+    recipe = load_recipe(file, ['epochs=6'])
+    assert (recipe.lr, recipe.ema, recipe.model_args, recipe.batch_size, recipe.epochs) == (2.0, None, {}, 8, 6)
+
+
+def test_bases_that_cannot_be(tmp_path):
+    file, other = tmp_path / 'recipe.yaml', tmp_path / 'other.yaml'
+    file.write_text('base: other.yaml\nmodel: test_vim')
+    for text, message in (
+        ('base: recipe.yaml', 'circle: .*recipe.yaml -> .*other.yaml -> .*recipe.yaml'),
+        ('base: ./other.yaml', 'circle: .*recipe.yaml -> .*other.yaml -> .*other.yaml'),
+        ('base: [recipe.yaml]', r"base is \['recipe.yaml'\] in .*other.yaml; give the path"),
+        ('modl: x', "unknown key 'modl' in .*other.yaml; did you mean model"),
+    ):
+        other.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(file)
+    other.unlink()
+    with pytest.raises(FileNotFoundError, match='no file .*other.yaml, the base of .*recipe.yaml'):
+        load_recipe(file)
+
+
 @pytest.mark.parametrize(
     'override, message',
     [

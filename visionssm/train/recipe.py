@@ -187,25 +187,17 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
     """A recipe from a YAML file, then `keys`, then `overrides`; later ones win.
 
     Args:
-        file: YAML mapping; None: the defaults.
+        file: YAML mapping; None: the defaults. Its key `base` names another one, relative to it, whose values it inherits
+            and of which it says what differs; that one may have a base, too.
         overrides: `key=value`, the value as YAML.
         **keys: Values; None ones are left out.
 
     Raises:
         ValueError: If a key is unknown (the message has the closest ones), a value is not allowed, there is no model,
-            or the file is no mapping.
-        FileNotFoundError: If there is no such file.
+            a file is not a mapping, or bases form a circle.
+        FileNotFoundError: If a file does not exist.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            loaded = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
-        except yaml.YAMLError as error:
-            raise ValueError(f'{file} is no YAML: {error}') from error
-        if not isinstance(loaded, dict):
-            raise ValueError(f'{file} holds no keys and values')
-        _check_keys(loaded, f'in {file}')
-        values.update(loaded)
+    values = {} if file is None else _read(Path(file))
     values.update({key: value for key, value in keys.items() if value is not None})
     for override in overrides:
         key, equals, text = override.partition('=')
@@ -221,6 +213,28 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
         if not getattr(recipe, key):
             raise ValueError(f'no {key} is given; set {key} in the recipe or on the command line')
     return recipe
+
+
+def _read(file: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe and its bases; `heirs` are the files on the way to it."""
+    chain = (*heirs, file)
+    if file.resolve() in {heir.resolve() for heir in heirs}:
+        raise ValueError(f'the bases of recipes form a circle: {" -> ".join(map(str, chain))}')
+    if heirs and not file.is_file():
+        raise FileNotFoundError(f'no file {file}, the base of {heirs[-1]}')
+    try:
+        values = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except yaml.YAMLError as error:
+        raise ValueError(f'{file} is no YAML: {error}') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{file} holds no keys and values')
+    base = values.pop('base', None)
+    _check_keys(values, f'in {file}')
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f'base is {base!r} in {file}; give the path of a recipe')
+    return {**_read(file.parent / base, chain), **values}
 
 
 def _check_keys(given: Iterable[Any], where: str) -> None:
