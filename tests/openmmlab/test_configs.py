@@ -58,12 +58,6 @@ def build(name, device):
         return LIBRARIES[scope].registry.MODELS.build(model)
 
 
-def header(path):
-    """Docstring of a config: its first line, and what follows the keywords."""
-    title, _, rest = path.read_text().split('"""')[1].partition('\n\n')
-    return title, dict(re.findall(r'^(\w+)(?:,? [^:]*)?:\s+((?:.|\n    )*)', rest, re.M))
-
-
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_builds_what_the_metafile_says(path):
     model = build(path.stem, 'meta')
@@ -80,22 +74,12 @@ def test_builds_what_the_metafile_says(path):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_header_says_source_result_weights_and_command(path):
-    title, fields = header(path)
-    assert title.endswith('.') and fields.keys() >= {'Source', 'Reported', 'Checkpoint', 'Command'}
-    assert re.search(r'arXiv:\d{4}\.\d{5}|\w/\w+@\w{7}', fields['Source'])
-    assert f' tools/train_mm.py {path.stem} ' in fields['Command']
-    quoted = {name: float(value) for name, value in re.findall(r'([a-zA-Z][\w -]*?) (\d+\.\d)', fields['Reported'])}
-    results = ENTRIES[path.stem].get('Results', [])
-    assert quoted == {name: value for result in results for name, value in result['Metrics'].items()}
-    assert fields['Reported'].endswith('not reproduced here' if quoted else 'none found for this model and schedule')
-    assert ENTRIES[path.stem].get('Weights', fields['Checkpoint']) == fields['Checkpoint']
-    if 'Weights' in ENTRIES[path.stem]:
-        tool, name, weights = fields['Scoring'].split()[1:]
-        assert (tool, name) == ('tools/test_mm.py', path.stem) and weights in DOWNSTREAM
-    weights = WEIGHTS[config(path.stem).model.backbone.init_cfg.checkpoint]
-    assert weights in ('yes', 'by hand') and (weights == 'by hand') == ('Backbone' in fields)
-    assert not re.search(r'(?<![:/\w.])/(?:home|work|data|mnt)/', path.read_text())
+def test_header_quotes_the_result(path):
+    title = path.read_text().split('"""')[1]
+    metrics = [item for result in ENTRIES[path.stem].get('Results', []) for item in result['Metrics'].items()]
+    said = ', '.join(f'{name} {value}' for name, value in metrics)
+    assert title.endswith(f': {said} by the authors.' if said else ': no reported result.')
+    assert WEIGHTS[config(path.stem).model.backbone.init_cfg.checkpoint] in ('yes', 'by hand')
 
 
 def test_metafiles_list_every_config_once():
@@ -143,7 +127,7 @@ def test_loss_reaches_every_parameter(base, model, args):
     torch.manual_seed(0)
     config = Config.fromfile(ROOT / 'configs' / f'{base}.py')
     settings = config.model
-    settings.backbone.update(model_name=model, **args)
+    settings.backbone.update(model_name=model, init_cfg=None, **args)
     channels = MODELS.build(settings.backbone).channels
     library = LIBRARIES[base.partition('/')[0]]
     if library is mmdet:

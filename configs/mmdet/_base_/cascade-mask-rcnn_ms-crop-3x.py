@@ -4,7 +4,9 @@ _base_ = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_a
 
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
-model = dict(backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3)))
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3), init_cfg=dict(type='Pretrained'))
+)
 # Swin's optimiser: ConvNeXt's layer decay knows ConvNeXt's names alone
 optim_wrapper = dict(
     _delete_=True,

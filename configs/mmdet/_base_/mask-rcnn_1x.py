@@ -4,4 +4,6 @@ _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
-model = dict(backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3)))
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3), init_cfg=dict(type='Pretrained'))
+)

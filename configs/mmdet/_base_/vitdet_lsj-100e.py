@@ -11,7 +11,7 @@ image_size = (1024, 1024)
 norm_cfg = dict(type='visionssm.LayerNorm2d')
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
-    backbone=dict(_delete_=True, type='visionssm.Backbone'),
+    backbone=dict(_delete_=True, type='visionssm.Backbone', init_cfg=dict(type='Pretrained')),
     neck=dict(_delete_=True, type='visionssm.SimplePyramid', out_channels=256),
     rpn_head=dict(num_convs=2),
     roi_head=dict(

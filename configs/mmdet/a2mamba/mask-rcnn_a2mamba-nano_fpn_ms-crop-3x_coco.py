@@ -1,19 +1,7 @@
-"""Mask R-CNN with A2Mamba-N, FPN, 3x with multi-scale crops, COCO.
-
-Source: arXiv:2507.16624; schedule as VMamba, drop path as in classification
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_a2mamba-nano_fpn_ms-crop-3x_coco --launcher pytorch
-"""
+"""Mask R-CNN with A2Mamba-N by the settings of VMamba, FPN, multi-scale 3x, COCO: no reported result."""
 
 _base_ = '../_base_/mask-rcnn_ms-crop-3x.py'
-
 model = dict(
-    backbone=dict(
-        model_name='a2mamba_nano',
-        drop_path_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='a2mamba_nano.in1k'),
-    ),
+    backbone=dict(model_name='a2mamba_nano', drop_path_rate=0.0, init_cfg=dict(checkpoint='a2mamba_nano.in1k')),
     neck=dict(in_channels=[32, 64, 128, 192]),
 )

@@ -1,19 +1,7 @@
-"""Mask R-CNN with A2Mamba-S, FPN, 3x with multi-scale crops, COCO.
-
-Source: arXiv:2507.16624; schedule as VMamba, drop path as in classification
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_a2mamba-small_fpn_ms-crop-3x_coco --launcher pytorch
-"""
+"""Mask R-CNN with A2Mamba-S by the settings of VMamba, FPN, multi-scale 3x, COCO: no reported result."""
 
 _base_ = '../_base_/mask-rcnn_ms-crop-3x.py'
-
 model = dict(
-    backbone=dict(
-        model_name='a2mamba_small',
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='a2mamba_small.in1k'),
-    ),
+    backbone=dict(model_name='a2mamba_small', drop_path_rate=0.2, init_cfg=dict(checkpoint='a2mamba_small.in1k')),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )

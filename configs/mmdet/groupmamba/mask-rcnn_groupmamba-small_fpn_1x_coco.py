@@ -1,20 +1,9 @@
-"""Mask R-CNN with GroupMamba-S, FPN, 1x, COCO.
+"""Mask R-CNN with GroupMamba-S, FPN, 1x, COCO: no reported result."""
 
-Source: arXiv:2407.13772; schedule and drop path as VMamba
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_groupmamba-small_fpn_1x_coco --launcher pytorch
-"""
-
-_base_ = '../_base_/mask-rcnn_1x.py'
-
+_base_ = './_base_/mask-rcnn_1x.py'
 model = dict(
     backbone=dict(
-        model_name='groupmamba_small',
-        out_norm=True,
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='groupmamba_small.dist_in1k'),
+        model_name='groupmamba_small', drop_path_rate=0.2, init_cfg=dict(checkpoint='groupmamba_small.dist_in1k')
     ),
     neck=dict(in_channels=[64, 128, 348, 512]),
 )

@@ -1,20 +1,7 @@
-"""Cascade Mask R-CNN with LBVim-528 in the manner of ViTDet, 100 epochs, COCO.
-
-Source: arXiv:2506.15976; cvlab-stonybrook/LBMamba@5215551, detection/configs/lbmamba (tiny)
-Reported: none found for this model and schedule
-Checkpoint: none published
-Backbone: download by hand, `visionssm info lbvim_528_patch16_224` says where,
-    and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
-Command, 8 GPUs with 8 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py cascade-mask-rcnn_lbvim-528_vitdet_lsj-100e_coco --launcher pytorch
-"""
+"""Cascade Mask R-CNN with LBVim-528 as in ViTDet, 100 epochs, COCO: no reported result."""
 
 _base_ = './_base_/vitdet_lsj-100e.py'
-
 model = dict(
-    backbone=dict(
-        model_name='lbvim_528_patch16_224',
-        init_cfg=dict(type='Pretrained', checkpoint='lbvim_528_patch16_224.in1k'),
-    ),
+    backbone=dict(model_name='lbvim_528_patch16_224', init_cfg=dict(checkpoint='lbvim_528_patch16_224.in1k')),
     neck=dict(in_channels=528),
 )

@@ -1,20 +1,7 @@
-"""Mask R-CNN with MambaOut-Femto, FPN, 3x with multi-scale crops, COCO.
+"""Mask R-CNN with MambaOut-Femto, FPN, multi-scale 3x, COCO: no reported result."""
 
-Source: arXiv:2405.07992, section 4.3, for 12 epochs; 36 as VMamba
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_mambaout-femto_fpn_ms-crop-3x_coco --launcher pytorch
-"""
-
-_base_ = '../_base_/mask-rcnn_ms-crop-3x.py'
-
+_base_ = './_base_/mask-rcnn_ms-crop-3x.py'
 model = dict(
-    backbone=dict(
-        model_name='mambaout_femto',
-        drop_path_rate=0.025,
-        init_cfg=dict(type='Pretrained', checkpoint='mambaout_femto.in1k'),
-    ),
+    backbone=dict(model_name='mambaout_femto', drop_path_rate=0.025, init_cfg=dict(checkpoint='mambaout_femto.in1k')),
     neck=dict(in_channels=[48, 96, 192, 288]),
 )
-optim_wrapper = dict(type='AmpOptimWrapper')

@@ -1,18 +1,7 @@
-"""Mask R-CNN with Vim-S, FPN, 3x with multi-scale crops, COCO.
-
-Source: arXiv:2401.09417; ours: upstream has no such config, the backbone is that of its ViTDet
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vim-small_fpn_ms-crop-3x_coco --launcher pytorch
-"""
+"""Mask R-CNN with Vim-S, FPN, multi-scale 3x, COCO: no reported result."""
 
 _base_ = './_base_/mask-rcnn_ms-crop-3x.py'
-
 model = dict(
-    backbone=dict(
-        model_name='vim_small_patch16_224',
-        init_cfg=dict(type='Pretrained', checkpoint='vim_small_patch16_224.in1k'),
-    ),
+    backbone=dict(model_name='vim_small_patch16_224', init_cfg=dict(checkpoint='vim_small_patch16_224.in1k')),
     neck=dict(in_channels=384),
 )

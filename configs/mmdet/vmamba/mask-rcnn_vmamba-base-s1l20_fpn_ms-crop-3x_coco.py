@@ -1,20 +1,9 @@
-"""Mask R-CNN with VMamba-B (s1l20), FPN, 3x with multi-scale crops, COCO.
+"""Mask R-CNN with VMamba-B (s1l20), FPN, multi-scale 3x, COCO: no reported result."""
 
-Source: arXiv:2401.10166; MzeroMiko/VMamba@2ed52ead has no such config: settings of s2l15
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-base-s1l20_fpn_ms-crop-3x_coco --launcher pytorch
-"""
-
-_base_ = '../_base_/mask-rcnn_ms-crop-3x.py'
-
+_base_ = './_base_/mask-rcnn_ms-crop-3x.py'
 model = dict(
     backbone=dict(
-        model_name='vmamba_base_s1l20',
-        out_norm=True,
-        drop_path_rate=0.5,
-        init_cfg=dict(type='Pretrained', checkpoint='vmamba_base_s1l20.in1k'),
+        model_name='vmamba_base_s1l20', drop_path_rate=0.5, init_cfg=dict(checkpoint='vmamba_base_s1l20.in1k')
     ),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -7,4 +7,6 @@ _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k
 
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
-model = dict(backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3)))
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone', out_indices=(0, 1, 2, 3), init_cfg=dict(type='Pretrained'))
+)

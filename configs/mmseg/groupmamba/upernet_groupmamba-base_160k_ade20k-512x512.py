@@ -1,22 +1,9 @@
-"""UPerNet with GroupMamba-B, 160k iterations, ADE20K at 512x512.
+"""UPerNet with GroupMamba-B, 160k iterations, ADE20K: no reported result."""
 
-Source: arXiv:2407.13772; schedule and drop path as VMamba
-Reported: none found for this model and schedule
-Checkpoint: none published
-Backbone: download by hand, `visionssm info groupmamba_base` says where,
-    and add --cfg-options model.backbone.init_cfg.checkpoint=FILE
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py upernet_groupmamba-base_160k_ade20k-512x512 --launcher pytorch
-"""
-
-_base_ = '../_base_/upernet_160k.py'
-
+_base_ = './_base_/upernet_160k.py'
 model = dict(
     backbone=dict(
-        model_name='groupmamba_base',
-        out_norm=True,
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='groupmamba_base.dist_in1k'),
+        model_name='groupmamba_base', drop_path_rate=0.2, init_cfg=dict(checkpoint='groupmamba_base.dist_in1k')
     ),
     decode_head=dict(in_channels=[96, 192, 424, 512]),
     auxiliary_head=dict(in_channels=424),

@@ -1,20 +1,12 @@
-"""UPerNet with Vim-S, 160k iterations, ADE20K at 512x512.
-
-Source: arXiv:2401.09417, appendix B; model as in hustvl/Vim@dd0358a, seg/configs/vim/upernet
-Reported: mIoU 44.9, by the authors; not reproduced here
-Checkpoint: none published
-Command, 8 GPUs with 2 images each:
-    torchrun --nproc-per-node 8 tools/train_mm.py upernet_vim-small_160k_ade20k-512x512 --launcher pytorch
-"""
+"""UPerNet with Vim-S, 160k iterations, ADE20K: mIoU 44.9 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
-
 model = dict(
     backbone=dict(
         model_name='vim_small_patch16_224',
         rotary=True,
         features='stream',
-        init_cfg=dict(type='Pretrained', checkpoint='vim_small_patch16_224.in1k'),
+        init_cfg=dict(checkpoint='vim_small_patch16_224.in1k'),
     ),
     neck=dict(in_channels=384),
     decode_head=dict(in_channels=[384, 384, 384, 384], channels=384),

@@ -1,19 +1,8 @@
-"""UPerNet with Vim-Ti, 60k iterations, ADE20K at 512x512.
-
-Source: hustvl/Vim@dd0358a, seg/configs/vim/upernet/upernet_vim_tiny_24_512_slide_60k.py
-Reported: none found for this model and schedule
-Checkpoint: none published
-Command, 4 GPUs with 8 images each:
-    torchrun --nproc-per-node 4 tools/train_mm.py upernet_vim-tiny_60k_ade20k-512x512 --launcher pytorch
-"""
+"""UPerNet with Vim-Ti, 60k iterations, ADE20K: no reported result."""
 
 _base_ = './_base_/upernet_60k.py'
-
 model = dict(
-    backbone=dict(
-        model_name='vim_tiny_patch16_224',
-        init_cfg=dict(type='Pretrained', checkpoint='vim_tiny_patch16_224.in1k'),
-    ),
+    backbone=dict(model_name='vim_tiny_patch16_224', init_cfg=dict(checkpoint='vim_tiny_patch16_224.in1k')),
     neck=dict(in_channels=192),
     decode_head=dict(in_channels=[192, 192, 192, 192], channels=192),
     auxiliary_head=dict(in_channels=192),

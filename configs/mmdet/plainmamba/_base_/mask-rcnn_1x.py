@@ -3,7 +3,7 @@
 _base_ = ['../../_base_/mask-rcnn_1x.py', './settings.py']
 
 model = dict(
-    backbone=dict(_delete_=True, type='visionssm.Backbone'),
+    backbone=dict(_delete_=True, type='visionssm.Backbone', init_cfg=dict(type='Pretrained')),
     neck=dict(norm_cfg=_base_.syncbn),
     roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=_base_.syncbn)),
 )

@@ -1,9 +1,9 @@
-"""PlainMamba in a ViT-Adapter under Mask R-CNN, 36 epochs with multi-scale crops."""
+"""PlainMamba in a ViT-Adapter under Mask R-CNN, 36 epochs with multi-scale crops; upstream trains 12 epochs only."""
 
 _base_ = ['../../_base_/mask-rcnn_ms-crop-3x.py', './settings.py']
 
 model = dict(
-    backbone=dict(_delete_=True, type='visionssm.Backbone'),
+    backbone=dict(_delete_=True, type='visionssm.Backbone', init_cfg=dict(type='Pretrained')),
     neck=dict(norm_cfg=_base_.syncbn),
     roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', norm_cfg=_base_.syncbn)),
 )

@@ -6,7 +6,7 @@ find_unused_parameters = True  # RetinaNet starts at stride 8: the adapter's fin
 custom_imports = dict(imports=['visionssm.openmmlab'], allow_failed_imports=False)
 
 model = dict(
-    backbone=dict(_delete_=True, type='visionssm.Backbone'),
+    backbone=dict(_delete_=True, type='visionssm.Backbone', init_cfg=dict(type='Pretrained')),
     neck=dict(add_extra_convs='on_output', norm_cfg=_base_.syncbn),
 )
 optim_wrapper = dict(

@@ -1,16 +1,10 @@
-"""Vim with a simple feature pyramid under Mask R-CNN, 36 epochs with multi-scale crops."""
+"""Vim with a simple feature pyramid under Mask R-CNN, 36 epochs with multi-scale crops.
+
+Source: arXiv:2401.09417; ours: upstream has no such config, the backbone is that of its ViTDet
+"""
 
 _base_ = '../../_base_/mask-rcnn_ms-crop-3x.py'
-
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='visionssm.Backbone',
-        out_indices=(23,),
-        img_size=1024,
-        class_token=False,
-        rotary=True,
-        drop_path_rate=0.1,
-    ),
+    backbone=dict(out_indices=(23,), img_size=1024, class_token=False, rotary=True, drop_path_rate=0.1),
     neck=dict(_delete_=True, type='visionssm.SimplePyramid', out_channels=256),
 )

@@ -2,15 +2,12 @@
 
 The blocks have LayerNorm instead of the classifier's RMSNorm, as upstream has it; their biases start at 0.
 
-Source: cvlab-stonybrook/LBMamba@5215551, segmentation/configs/lbmamba
+Source: arXiv:2506.15976; cvlab-stonybrook/LBMamba@5215551, segmentation/configs/lbmamba
 """
 
 _base_ = '../../_base_/upernet_160k.py'
-
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='visionssm.Backbone',
         out_indices=(5, 11, 17, 23),
         out_norm=True,
         img_size=512,

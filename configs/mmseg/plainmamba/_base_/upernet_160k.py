@@ -7,7 +7,7 @@ _base_ = '../../_base_/upernet_160k.py'
 
 model = dict(
     data_preprocessor=dict(test_cfg=dict(size_divisor=32)),
-    backbone=dict(_delete_=True, type='visionssm.Backbone', out_norm=True),
+    backbone=dict(out_norm=True),
     auxiliary_head=dict(in_index=3),
 )
 optim_wrapper = dict(

@@ -1,0 +1,7 @@
+"""MSVMamba under Mask R-CNN, 36 epochs with multi-scale crops: the settings of VMamba.
+
+Source: arXiv:2405.14174; YuHengsss/MSVMamba@c3940191; for the v3 models, @fca4a391 has no configs
+"""
+
+_base_ = '../../_base_/mask-rcnn_ms-crop-3x.py'
+model = dict(backbone=dict(out_norm=True))
