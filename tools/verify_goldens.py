@@ -321,7 +321,7 @@ def upstream_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str,
     if isinstance(model, Dense):
         filtered = model.filter(tagged)
     else:
-        filtered = sys.modules[type(model).__module__].checkpoint_filter_fn(tagged, model)
+        filtered = model.checkpoint_filter_fn(tagged, model)
     return {ours: names[int(x.flatten()[0])] for ours, x in filtered.items()}
 
 

@@ -280,3 +280,15 @@ def test_pyramids():
         ResamplePyramid(16)([x])
     with pytest.raises(ValueError, match='2 maps came'):
         SimplePyramid(16)([x, x])
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_mambaout'])
+def test_weights_of_a_subclass(name):
+    """Written outside the package, as users do."""
+    torch.manual_seed(0)
+    plain = timm.create_model(name)
+    weights = plain.state_dict()
+    plain.__class__ = type('Mine', (type(plain),), {'__module__': __name__})
+    dense = DenseModel(plain, [0, 1])
+    found = dense_state_dict(weights, dense)
+    assert all(torch.equal(x, found[key]) for key, x in dense.state_dict().items())

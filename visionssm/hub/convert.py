@@ -6,7 +6,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.files import check_replaceable, replaced_folder
+from visionssm.models.builder import checkpoint_filter
 from visionssm.version import __version__
 from visionssm.weights.checkpoint import check_fit, load_checkpoint
 from visionssm.weights.download import published_sha256, sha256
@@ -175,7 +175,7 @@ def _shape_args(
 ) -> dict[str, Any]:
     """Classes and channels, as the file has them; an image size that it does not have is refused."""
     model = sketch(name, **{'num_classes': config.num_classes, **model_args})
-    found = _filter(name)(dict(state_dict), model)
+    found = checkpoint_filter(type(model))(dict(state_dict), model)
     heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier
     classifier = found.get(f'{heads[0]}.weight')
     shapes = {'num_classes': 0 if classifier is None else classifier.shape[0]}
@@ -193,10 +193,6 @@ def _shape_args(
     return shapes
 
 
-def _filter(name: str) -> Any:
-    return sys.modules[model_entrypoint(name).__module__].checkpoint_filter_fn
-
-
 def _load(
     checkpoint: Path, state_dict: dict[str, Tensor], name: str, config: PretrainedCfg, args: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
@@ -206,7 +202,7 @@ def _load(
         overlay['file'] = str(checkpoint)
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args).eval(), []
     model = timm.create_model(name, pretrained_cfg_overlay=overlay, **args).eval()
-    found = _filter(name)(dict(state_dict), model)
+    found = checkpoint_filter(type(model))(dict(state_dict), model)
     optional = {} if args['num_classes'] else {_NORM: 'the final norm, which detectors do not have'}
     check_fit(found, model, optional)
     missing = [key for key in model.state_dict() if key not in found]

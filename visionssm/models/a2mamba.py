@@ -614,6 +614,39 @@ class A2Mamba(Pyramid):
         scans = [name for name, m in self.named_modules() if isinstance(m, SelectiveSSM)]
         return {f'{name}.{leaf}' for name in scans for leaf in ('D', 'dt_proj_bias')}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'A2Mamba') -> dict[str, Tensor]:
+        """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+        Left out are `rpb.0`, a second name of the parameter `rpb.1`, the constant `rope.angle`, and the layer before
+        the classifier if the model has neither. The bias of the global attention is resized if it is for another image
+        size.
+        """
+        if 'patch_embed.0.weight' in state_dict:
+            renamed = {}
+            for name, x in state_dict.items():
+                if name.endswith('.rope.angle') or (name.endswith('.rpb.0') and f'{name[:-1]}1' in state_dict):
+                    continue
+                for pattern, new in _RENAMES:
+                    name = re.sub(pattern, new, name)
+                name = re.sub(r'^(patch_embed|layers)\.(\d+)\.(\w+)', _place, name)
+                renamed[name] = x
+            state_dict = renamed
+        out = {}
+        shapes = {name: x.shape for name, x in model.state_dict().items()}
+        headless = isinstance(model.head_proj, nn.Identity)
+        for name, x in state_dict.items():
+            if headless and name.startswith('head_proj.'):
+                continue
+            shape = shapes.get(name, x.shape)
+            if x.shape != shape:
+                if same_layout(x.shape, shape):  # 1x1 convolutions, flat scan parameters
+                    x = x.reshape(shape)
+                elif name.endswith('.mix.rpb') and x.shape[:2] == shape[:2]:
+                    x = F.interpolate(x.float(), shape[2:], mode='bicubic').to(x.dtype)
+            out[name] = x
+        return out
+
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -646,36 +679,7 @@ _RENAMES = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: A2Mamba) -> dict[str, Tensor]:
-    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
-
-    Left out are `rpb.0`, a second name of the parameter `rpb.1`, the constant `rope.angle`, and the layer before the
-    classifier if the model has neither. The bias of the global attention is resized if it is for another image size.
-    """
-    if 'patch_embed.0.weight' in state_dict:
-        renamed = {}
-        for name, x in state_dict.items():
-            if name.endswith('.rope.angle') or (name.endswith('.rpb.0') and f'{name[:-1]}1' in state_dict):
-                continue
-            for pattern, new in _RENAMES:
-                name = re.sub(pattern, new, name)
-            name = re.sub(r'^(patch_embed|layers)\.(\d+)\.(\w+)', _place, name)
-            renamed[name] = x
-        state_dict = renamed
-    out = {}
-    shapes = {name: x.shape for name, x in model.state_dict().items()}
-    headless = isinstance(model.head_proj, nn.Identity)
-    for name, x in state_dict.items():
-        if headless and name.startswith('head_proj.'):
-            continue
-        shape = shapes.get(name, x.shape)
-        if x.shape != shape:
-            if same_layout(x.shape, shape):  # 1x1 convolutions, flat scan parameters
-                x = x.reshape(shape)
-            elif name.endswith('.mix.rpb') and x.shape[:2] == shape[:2]:
-                x = F.interpolate(x.float(), shape[2:], mode='bicubic').to(x.dtype)
-        out[name] = x
-    return out
+checkpoint_filter_fn = A2Mamba.checkpoint_filter_fn  # where timm keeps it
 
 
 def _place(match: re.Match) -> str:
@@ -722,7 +726,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_a2mamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> A2Mamba:
-    return build(A2Mamba, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+    return build(A2Mamba, variant, pretrained, **{**args, **kwargs})
 
 
 @register_model

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from .base import rename
 from .plainmamba import PlainMamba
-from .plainmamba import checkpoint_filter_fn as plainmamba_filter_fn
 
 Sizes = list[tuple[int, int]]
 
@@ -266,6 +265,16 @@ class PlainMambaAdapter(nn.Module):
         """What the model exempts."""
         return {f'model.{name}' for name in self.model.no_weight_decay()}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'PlainMambaAdapter') -> dict[str, Tensor]:
+        """Upstream names to ours, one tensor for one; the classifier is left out."""
+        added = {name: x for name, x in state_dict.items() if _ADDED.match(name)}
+        own = model.model.checkpoint_filter_fn(
+            {name: x for name, x in state_dict.items() if name not in added}, model.model
+        )
+        own = {f'model.{name}': x for name, x in own.items() if not name.startswith('head.')}
+        return {**own, **rename(added, _RENAMES)}
+
 
 def to_tokens(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as tokens (B, H W, C)."""
@@ -298,11 +307,3 @@ _RENAMES = (
     (r'\.ffn\.dwconv\.dwconv\.', '.conv.'),
     (r'\.ffn\.(fc\d)\.', r'.\1.'),
 )
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PlainMambaAdapter) -> dict[str, Tensor]:
-    """Upstream names to ours, one tensor for one; the classifier is left out."""
-    added = {name: x for name, x in state_dict.items() if _ADDED.match(name)}
-    own = plainmamba_filter_fn({name: x for name, x in state_dict.items() if name not in added}, model.model)
-    own = {f'model.{name}': x for name, x in own.items() if not name.startswith('head.')}
-    return {**own, **rename(added, _RENAMES)}

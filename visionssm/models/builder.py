@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ def build(
     cls: type[nn.Module],
     variant: str,
     pretrained: bool,
-    filter_fn: FilterFn,
     levels: int | Sequence[int] = (0, 1, 2, 3),
     container: str | None = None,
     **kwargs: Any,
@@ -62,10 +62,9 @@ def build(
     Features come by `forward_intermediates` and thus as NCHW maps, whatever the layout inside.
 
     Args:
-        cls: Model class.
+        cls: Model class, with `checkpoint_filter_fn(state_dict, model)`: upstream names to ours.
         variant: Registered name.
         pretrained: Load the weights that the configuration points to.
-        filter_fn: Upstream names to ours.
         levels: Default `out_indices` of `features_only`.
         container: Where checkpoints keep the weights that upstream evaluates, if not where `unwrap` looks first.
         **kwargs: As given to `timm.create_model`.
@@ -92,7 +91,7 @@ def build(
         model.pretrained_cfg.pop('state_dict', None)
         model.pretrained_cfg.update(source)
         own = backbone_weights(weights)
-        state_dict = filter_fn(own, model)
+        state_dict = cls.checkpoint_filter_fn(own, model)
         optional = {}
         if features_only or model.num_classes != pretrained_cfg.num_classes:
             heads = pretrained_cfg.classifier  # timm leaves these out
@@ -138,6 +137,18 @@ def _read_weights(config: PretrainedCfg, container: str | None, cache_dir: str |
         f'{config.architecture} has no weights{where}; what is in a file of yours loads by '
         "pretrained_cfg_overlay={'file': ...}"
     )
+
+
+def checkpoint_filter(cls: type[nn.Module]) -> FilterFn:
+    """What turns upstream's names into those of a model class: its `checkpoint_filter_fn`, which subclasses inherit.
+
+    timm's models have a function of that name beside the class, if they need one.
+    """
+    if hasattr(cls, 'checkpoint_filter_fn'):
+        return cls.checkpoint_filter_fn
+    modules = (import_module(base.__module__) for base in cls.__mro__)
+    beside = (module.checkpoint_filter_fn for module in modules if hasattr(module, 'checkpoint_filter_fn'))
+    return next(beside, lambda state_dict, model: state_dict)
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:

@@ -1,14 +1,13 @@
 """What detectors and segmenters take from a model: maps of some levels, through norms of their own."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from .adapter import PlainMambaAdapter
 from .base import Pyramid
-from .builder import take_indices
+from .builder import checkpoint_filter, take_indices
 from .groupmamba import GroupMamba
 from .plainmamba import PlainMamba
 
@@ -101,7 +100,7 @@ def dense_state_dict(state_dict: dict[str, Tensor], dense: DenseModel) -> dict[s
             own[name] = x
         else:
             norms[ours] = x
-    own = sys.modules[type(model).__module__].checkpoint_filter_fn(own, model)
+    own = checkpoint_filter(type(model))(own, model)
     if isinstance(model, PlainMamba) and dense.out_norm and not any('blocks.' in name for name in dense.removed):
         for name in ('weight', 'bias'):  # its final norm is that of the last block's map
             if f'norm.{name}' in own:

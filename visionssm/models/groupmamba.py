@@ -300,6 +300,20 @@ class GroupMamba(Pyramid):
         """The skips `D`: flat and so exempt upstream, (1, D) here. Upstream decays `A_log` and `dt_proj_bias`."""
         return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'GroupMamba') -> dict[str, Tensor]:
+        """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+        A model without pooling has no use for the weights that refine the pooled token: they are left out.
+        """
+        if 'stages.0.blocks.0.mixer.proj.weight' not in state_dict:
+            state_dict = fit_shapes(rename(state_dict, _RENAMES), model)
+        if isinstance(model.head.block, nn.Identity):
+            state_dict = {
+                name: x for name, x in state_dict.items() if not name.startswith(('head.block.', 'head.norm.'))
+            }
+        return state_dict
+
 
 def _init_weights(module: nn.Module) -> None:
     if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:  # slow on meta, and nothing to fill
@@ -333,16 +347,7 @@ _RENAMES = [
 _IN_CONV = ('conv', 'bn')
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: GroupMamba) -> dict[str, Tensor]:
-    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
-
-    A model without pooling has no use for the weights that refine the pooled token: they are left out.
-    """
-    if 'stages.0.blocks.0.mixer.proj.weight' not in state_dict:
-        state_dict = fit_shapes(rename(state_dict, _RENAMES), model)
-    if isinstance(model.head.block, nn.Identity):
-        state_dict = {name: x for name, x in state_dict.items() if not name.startswith(('head.block.', 'head.norm.'))}
-    return state_dict
+checkpoint_filter_fn = GroupMamba.checkpoint_filter_fn  # where timm keeps it
 
 
 _ORIGIN = 'https://github.com/Amshaker/GroupMamba'
@@ -398,7 +403,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_groupmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> GroupMamba:
-    return build(GroupMamba, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+    return build(GroupMamba, variant, pretrained, **{**args, **kwargs})
 
 
 @register_model

@@ -253,6 +253,25 @@ class LBVim(Isotropic):
         """What upstream exempts beside 1-D parameters and biases, which timm's rule covers; `A_log` is decayed."""
         return {'pos_embed'}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'LBVim') -> dict[str, Tensor]:
+        """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+        Attention pooling is left out for a model that was built with another pooling. Biases that a LayerNorm model has
+        and RMSNorm weights do not are zero.
+
+        Raises:
+            ValueError: If the grid that the position embeddings are for is not known.
+        """
+        state_dict = rename(state_dict, _RENAMES)
+        if model.global_pool != 'map':
+            state_dict = {name: x for name, x in state_dict.items() if not name.startswith('attn_pool.')}
+        if isinstance(model.blocks[0].norm, StreamLayerNorm):
+            norms = [name for name in state_dict if re.search(r'(^|^blocks\.\d+\.)norm\.weight$', name)]
+            biases = {f'{name.removesuffix("weight")}bias': torch.zeros_like(state_dict[name]) for name in norms}
+            state_dict = {**biases, **state_dict}
+        return fit_pos_embed(state_dict, model)
+
 
 _RENAMES = (
     (r'^backbone\.', ''),
@@ -265,23 +284,7 @@ _RENAMES = (
 )
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: LBVim) -> dict[str, Tensor]:
-    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
-
-    Attention pooling is left out for a model that was built with another pooling. Biases that a LayerNorm model has and
-    RMSNorm weights do not are zero.
-
-    Raises:
-        ValueError: If the grid that the position embeddings are for is not known.
-    """
-    state_dict = rename(state_dict, _RENAMES)
-    if model.global_pool != 'map':
-        state_dict = {name: x for name, x in state_dict.items() if not name.startswith('attn_pool.')}
-    if isinstance(model.blocks[0].norm, StreamLayerNorm):
-        norms = [name for name in state_dict if re.search(r'(^|^blocks\.\d+\.)norm\.weight$', name)]
-        biases = {f'{name.removesuffix("weight")}bias': torch.zeros_like(state_dict[name]) for name in norms}
-        state_dict = {**biases, **state_dict}
-    return fit_pos_embed(state_dict, model)
+checkpoint_filter_fn = LBVim.checkpoint_filter_fn  # where timm keeps it
 
 
 def _cfg(**kwargs) -> dict:
@@ -321,7 +324,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_lbvim(variant: str, pretrained: bool, args: dict, kwargs: dict) -> LBVim:
-    return build(LBVim, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
+    return build(LBVim, variant, pretrained, levels=3, **{**args, **kwargs})
 
 
 @register_model

@@ -285,6 +285,16 @@ class MSVMamba(Pyramid):
         """The skips `D`: flat and so exempt upstream, (2, D) here. Upstream decays `A_log` and `dt_proj_bias`."""
         return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'MSVMamba') -> dict[str, Tensor]:
+        """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+        Takes the classification code's names, and those of detection or segmentation backbones (`backbone.`).
+        """
+        if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
+            return state_dict
+        return fit_shapes(rename(state_dict, [*_RENAMES, *place_renames(model)]), model)
+
 
 _RENAMES = [
     (r'\.op\.conv2d_b1\.', '.mixer.half_conv.'),
@@ -296,14 +306,7 @@ _RENAMES = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MSVMamba) -> dict[str, Tensor]:
-    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
-
-    Takes the classification code's names, and those of detection or segmentation backbones (`backbone.`).
-    """
-    if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
-        return state_dict
-    return fit_shapes(rename(state_dict, [*_RENAMES, *place_renames(model)]), model)
+checkpoint_filter_fn = MSVMamba.checkpoint_filter_fn  # where timm keeps it
 
 
 _ORIGIN = 'https://github.com/YuHengsss/MSVMamba'
@@ -376,7 +379,7 @@ _V1 = {
 def _create_msvmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> MSVMamba:
     # upstream's loader reads the averaged weights of v3 files
     container = 'model_ema' if 'v3' in variant else None
-    return build(MSVMamba, variant, pretrained, checkpoint_filter_fn, container=container, **{**args, **kwargs})
+    return build(MSVMamba, variant, pretrained, container=container, **{**args, **kwargs})
 
 
 @register_model

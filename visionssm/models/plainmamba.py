@@ -327,6 +327,19 @@ class PlainMamba(Isotropic):
         scans = (name for name, m in self.named_modules() if isinstance(m, PlainMambaMixer))
         return {'pos_embed'} | {f'{name}.{parameter}' for name in scans for parameter in ('A_log', 'direction_B')}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'PlainMamba') -> dict[str, Tensor]:
+        """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+        The `ema_*` buffers are left out: upstream swaps the averaged weights into the model before it saves.
+
+        Raises:
+            ValueError: If the grid that the position embeddings are for is not known.
+        """
+        if any('.mamba.' in name for name in state_dict):
+            state_dict = rename({name: x for name, x in state_dict.items() if not name.startswith('ema_')}, _RENAMES)
+        return fit_pos_embed(state_dict, model)
+
 
 _RENAMES = (
     (r'^backbone\.', ''),
@@ -345,17 +358,7 @@ _RENAMES = (
 )
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PlainMamba) -> dict[str, Tensor]:
-    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
-
-    The `ema_*` buffers are left out: upstream swaps the averaged weights into the model before it saves.
-
-    Raises:
-        ValueError: If the grid that the position embeddings are for is not known.
-    """
-    if any('.mamba.' in name for name in state_dict):
-        state_dict = rename({name: x for name, x in state_dict.items() if not name.startswith('ema_')}, _RENAMES)
-    return fit_pos_embed(state_dict, model)
+checkpoint_filter_fn = PlainMamba.checkpoint_filter_fn  # where timm keeps it
 
 
 def _cfg(**kwargs) -> dict:
@@ -392,7 +395,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_plainmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> PlainMamba:
-    return build(PlainMamba, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
+    return build(PlainMamba, variant, pretrained, levels=3, **{**args, **kwargs})
 
 
 @register_model

@@ -292,6 +292,24 @@ class Vim(Isotropic):
         """
         return {'pos_embed', 'cls_token'}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'Vim') -> dict[str, Tensor]:
+        """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
+
+        The class token, and its row of the position embeddings, are left out for a model without one.
+
+        Raises:
+            ValueError: If the grid that the position embeddings are for is not known.
+        """
+        if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
+            state_dict = rename(state_dict, _RENAMES)
+        if 'cls_token' in state_dict and model.cls_token is None:
+            rows = state_dict['pos_embed']
+            middle = (rows.shape[1] - 1) // 2
+            state_dict = {**state_dict, 'pos_embed': torch.cat([rows[:, :middle], rows[:, middle + 1 :]], 1)}
+            del state_dict['cls_token']
+        return fit_pos_embed(state_dict, model)
+
 
 _RENAMES = [
     (r'^backbone\.', ''),
@@ -305,22 +323,7 @@ _RENAMES = [
 ]
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Vim) -> dict[str, Tensor]:
-    """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
-
-    The class token, and its row of the position embeddings, are left out for a model without one.
-
-    Raises:
-        ValueError: If the grid that the position embeddings are for is not known.
-    """
-    if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
-        state_dict = rename(state_dict, _RENAMES)
-    if 'cls_token' in state_dict and model.cls_token is None:
-        rows = state_dict['pos_embed']
-        middle = (rows.shape[1] - 1) // 2
-        state_dict = {**state_dict, 'pos_embed': torch.cat([rows[:, :middle], rows[:, middle + 1 :]], 1)}
-        del state_dict['cls_token']
-    return fit_pos_embed(state_dict, model)
+checkpoint_filter_fn = Vim.checkpoint_filter_fn  # where timm keeps it
 
 
 def _cfg(**kwargs) -> dict:
@@ -371,7 +374,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_vim(variant: str, pretrained: bool, args: dict, kwargs: dict) -> Vim:
-    return build(Vim, variant, pretrained, checkpoint_filter_fn, levels=3, **{**args, **kwargs})
+    return build(Vim, variant, pretrained, levels=3, **{**args, **kwargs})
 
 
 @register_model

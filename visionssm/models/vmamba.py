@@ -148,6 +148,17 @@ class VMamba(Pyramid):
         scans = ((name, m) for name, m in self.named_modules() if isinstance(m, SelectiveSSM))
         return {f'{name}.D' for name, m in scans if m.dt_proj_weight is not None}
 
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'VMamba') -> dict[str, Tensor]:
+        """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
+
+        Takes the classification code's names, the older ones of its first release, those of the single-file
+        `vmamba.py`, and detection or segmentation backbones (`backbone.`).
+        """
+        if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
+            return state_dict
+        return fit_shapes(rename(state_dict, [*VSSM_RENAMES, *place_renames(model)]), model)
+
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear) and not module.weight.is_meta:  # slow there, and nothing to fill
@@ -156,15 +167,7 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
-    """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
-
-    Takes the classification code's names, the older ones of its first release, those of the single-file `vmamba.py`,
-    and detection or segmentation backbones (`backbone.`).
-    """
-    if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
-        return state_dict
-    return fit_shapes(rename(state_dict, [*VSSM_RENAMES, *place_renames(model)]), model)
+checkpoint_filter_fn = VMamba.checkpoint_filter_fn  # where timm keeps it
 
 
 _PAPER = {'paper_ids': 'arXiv:2401.10166', 'paper_name': 'VMamba: Visual State Space Model', 'license': 'mit'}
@@ -232,7 +235,7 @@ _M2 = {'d_state': 64, 'mixer': 'mamba2', 'act_layer': 'gelu'}
 
 
 def _create_vmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> VMamba:
-    return build(VMamba, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+    return build(VMamba, variant, pretrained, **{**args, **kwargs})
 
 
 @register_model
