@@ -15,7 +15,7 @@ from pathlib import Path
 from cards.pages import family_files
 
 import visionssm  # noqa: F401  registers the models
-from visionssm.hub.families import FAMILIES
+from visionssm.weights.published import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 

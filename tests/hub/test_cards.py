@@ -18,7 +18,8 @@ from timm.models import get_pretrained_cfg
 import visionssm  # noqa: F401  registers the models
 from visionssm.catalog.models import model_names
 from visionssm.hub.card import folder_card
-from visionssm.hub.families import FAMILIES, Family, family_of
+from visionssm.weights.published import FAMILIES, family_of
+from visionssm.weights.records import Family, Model
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools'))
@@ -42,8 +43,7 @@ def test_cards_are_up_to_date(capsys):
 
 def test_every_model_is_in_its_page():
     for name in model_names():
-        assert f'`{name}`' in page(family_of(name))
-    assert family_of('resnet50') is None
+        assert f'`{name}`' in page(family_of(name).key)
 
 
 @pytest.mark.parametrize('key', FAMILIES)
@@ -53,14 +53,14 @@ def test_page(key):
     assert data.library_name == 'timm' and data.pipeline_tag == 'image-classification'
     assert data.license in HUB_LICENSES and (data.license == 'other') == bool(data.license_name)
     assert data.eval_results is None  # the accuracies are the authors', of many models
-    names = model_names(family.pattern)
+    names = model_names(f'{key}*')
     assert names and DRAWINGS[key].example in names
     for name in names:
         papers = get_pretrained_cfg(name).paper_ids
-        assert not papers or f'arXiv:{family.paper[1]}' in papers
+        assert not papers or f'arXiv:{family.arxiv}' in papers
     for target in re.findall(r'\]\(((?!https?:)[^)]+)\)', text):
         assert (CARDS / target).is_file(), target
-    assert re.search(r'@\w+\{\w+,', text) and f'https://arxiv.org/abs/{family.paper[1]}' in text
+    assert re.search(r'@\w+\{\w+,', text) and f'https://arxiv.org/abs/{family.arxiv}' in text
     # each stands beside the authors' figure, in a column of its own
     assert '| top-1 reported by the authors | top-1 reproduced here |' in text
 
@@ -93,7 +93,7 @@ def test_shapes_in_the_examples():
         with torch.device('meta'):
             features = timm.create_model(name, features_only=True)
             maps = features(torch.randn(1, 3, 224, 224))
-        said = re.findall(r'^# (\(1, \d+, \d+, \d+\))', page(family_of(name)), re.M)
+        said = re.findall(r'^# (\(1, \d+, \d+, \d+\))', page(family_of(name).key), re.M)
         assert said == [str(tuple(x.shape)) for x in maps]
 
 
@@ -149,14 +149,23 @@ def test_branches_join():
 def test_a_family_that_nobody_has_drawn_has_a_page(monkeypatch, tmp_path):
     monkeypatch.setattr(pages, 'DRAWINGS', {})
     monkeypatch.setattr(pages, '_PROSE', tmp_path)
-    paper = ('Tested', '2401.00001', 'arXiv 2024')
-    monkeypatch.setitem(FAMILIES, 'tested', Family('Tested', 'test_vim', paper, ('https://example.org', '', 'MIT')))
-    files = pages.family_files('tested', tmp_path)
-    assert list(files) == ['tested.md', 'img/tested_scan.svg']
-    text = files['tested.md']
+    family = Family(
+        key='test_vim',
+        title='Tested',
+        paper='On Tests',
+        arxiv='2401.00001',
+        venue='arXiv 2024',
+        repository='https://example.org',
+        license='mit',
+        models={'test_vim': Model(1, 1)},
+    )
+    monkeypatch.setitem(FAMILIES, 'test_vim', family)
+    files = pages.family_files('test_vim', tmp_path)
+    assert list(files) == ['test_vim.md', 'img/test_vim_scan.svg']
+    text = files['test_vim.md']
     assert re.findall('^## (.+)', text, re.M) == ['The scan path', 'Models', 'Usage', 'Speed', 'Citation']
     assert '| `test_vim` |' in text and "timm.create_model('test_vim').eval()" in text
-    assert '@misc{tested,\n  title={Tested},\n  eprint={2401.00001}\n}' in text
+    assert '@misc{test_vim,\n  title={On Tests},\n  eprint={2401.00001}\n}' in text
 
 
 def test_card_of_a_folder_of_an_unknown_family():

@@ -11,17 +11,15 @@ from typing import Any
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from visionssm.catalog.models import list_rows, model_names, sketch
-from visionssm.hub.card import UNCLEAR, citation, front_matter, origin, table, usage, wrap
-from visionssm.hub.families import FAMILIES, Family, family_of
+from visionssm.hub.card import citation, front_matter, origin, table, usage, wrap
 from visionssm.scans import get_scan
-from visionssm.weights.download import published_sha256
-from visionssm.weights.downstream import DOWNSTREAM, Downstream
+from visionssm.weights.published import FAMILIES, find_published
+from visionssm.weights.records import UNCLEAR, Family, Published
 
 from .diagrams import Route, draw_blocks, draw_paths
 from .drawings import DRAWINGS, Drawing
 
 _PROSE = Path(__file__).with_name('prose')
-_BY_HAND = 'to download by hand: '
 _IMAGENET = 50_000  # images of its validation set; nothing less reproduces a reported accuracy
 
 
@@ -32,8 +30,7 @@ def family_files(key: str, results: Path) -> dict[str, str]:
         key: Of `FAMILIES`. Without a drawing or prose of its own, the family has a page without these parts.
         results: Folder with measurements: `tools/benchmark.py`'s, and `tools/validate.py`'s in `validation/`.
     """
-    family = FAMILIES[key]
-    rows = sorted(list_rows(family.pattern, cost=True), key=lambda row: float(row['params (M)']))
+    rows = sorted(list_rows(f'{key}*', cost=True), key=lambda row: float(row['params (M)']))
     drawing = DRAWINGS.get(key) or _drawing(rows)
     files = {f'{key}.md': _family_page(key, drawing, rows, results)}
     if drawing.blocks:
@@ -54,7 +51,7 @@ def _drawing(rows: Sequence[Mapping[str, str]]) -> Drawing:
 def _family_page(key: str, drawing: Drawing, rows: Sequence[Mapping[str, str]], results: Path) -> str:
     family, prose = FAMILIES[key], _prose(key)
     order = [row['model'].partition('.')[0] for row in rows]
-    names = sorted(model_names(family.pattern, tags=True), key=lambda name: order.index(name.partition('.')[0]))
+    names = sorted(model_names(f'{key}*', tags=True), key=lambda name: order.index(name.partition('.')[0]))
     names = [name for name in names if '.' in name or get_pretrained_cfg(name).notes]  # those that were published
     licenses = {get_pretrained_cfg(name).license or 'unknown' for name in names}
     license = licenses.pop() if len(licenses) == 1 else 'unknown'
@@ -63,14 +60,14 @@ def _family_page(key: str, drawing: Drawing, rows: Sequence[Mapping[str, str]], 
         'The block': [f'![The block of {family.title}](img/{key}_block.svg)', drawing.legend] if drawing.blocks else [],
         'The scan path': _scan_part(key, family, drawing),
         'Models': _models_part(rows, _validations(results)),
-        'Weights': _weights_part(key, names) if names else [],
+        'Weights': _weights_part(family, names) if names else [],
         'Usage': _usage_part(drawing.example),
         'Speed': [_speed_part(family, drawing, results)],
         **{heading: [prose.get(heading, '')] for heading in ('Training recipe', 'Limits', 'Quirks')},
-        'Citation': [citation(key, family)],
+        'Citation': [citation(family)],
     }
     lines = [
-        front_matter(license, family.paper[1], link=family.code[0]),
+        front_matter(license, family.arxiv, link=family.repository),
         '<!-- Written by `python tools/make_cards.py` from the registry, tools/cards/ and results/. -->',
         f'# {family.title}',
     ]
@@ -152,19 +149,17 @@ def _validations(results: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _weights_part(key: str, names: Sequence[str]) -> list[str]:
+def _weights_part(family: Family, names: Sequence[str]) -> list[str]:
     rows, about = [], {}
     licenses = set()
     for name in names:
-        config = get_pretrained_cfg(name)
+        config, file = get_pretrained_cfg(name), find_published(name)
         licenses.add(config.license or 'unknown')
-        notes = [note for note in config.notes or () if not note.startswith('top-1 ')]
-        if digest := published_sha256(config):
-            notes.append(f'SHA-256 {digest}')
-        for note in notes:
-            if not note.startswith(_BY_HAND):
-                about.setdefault(note, []).append(f'`{name}`')
-        rows.append([f'`{name}`', _source_link(config), config.license or 'unknown', _preprocessing(config)])
+        for detail in file.details(page=not file.by_hand) if file else ():
+            about.setdefault(detail, []).append(f'`{name}`')
+        if file and file.sha256:
+            about[f'SHA-256 {file.sha256}'] = [f'`{name}`']
+        rows.append([f'`{name}`', _source_link(file or config), config.license or 'unknown', _preprocessing(config)])
     parts = [table(['weights', 'source', 'licence, as stated', 'evaluation'], rows)]
     if licenses & set(UNCLEAR):
         parts.append('Weights whose licence is unknown or contradictory are not mirrored.')
@@ -173,37 +168,32 @@ def _weights_part(key: str, names: Sequence[str]) -> list[str]:
         parts.append('\n'.join(wrap(line, '  ') for line in lines))
     parts.append(
         'timm downloads these files; `visionssm convert` takes the original ones.'
-        if key == 'mambaout'
+        if family.borrowed
         else wrap(
             'A download is kept, and checked: against its SHA-256 where one is known, else against the one recorded at '
             'its first use (`visionssm weights`). What a file holds is never run, and must fit name by name.'
         )
     )
-    downstream = [entry for entry in DOWNSTREAM.values() if family_of(entry.model) == key]
-    if downstream:
+    if downstream := [file for file in family.files if file.method]:
         parts.append('Detectors and segmenters of the authors, for the OpenMMLab configs, with what they report:')
         cells = [
             [
-                f'`{entry.name}`',
-                ', '.join(f'{name} {value:.1f}' for name, value in entry.metrics.items()),
-                _source_link(entry),
+                f'`{file.name}`',
+                ', '.join(f'{name} {value:.1f}' for name, value in file.metrics.items()),
+                _source_link(file),
             ]
-            for entry in downstream
+            for file in downstream
         ]
         parts.append(table(['weights', 'reported by the authors', 'source'], cells))
     return parts
 
 
-def _source_link(entry: PretrainedCfg | Downstream) -> str:
+def _source_link(entry: PretrainedCfg | Published) -> str:
     if entry.hf_hub_id:
         repo, _, revision = entry.hf_hub_id.partition('@')
         shown = ', '.join(filter(None, (repo, entry.hf_hub_filename, revision[:7])))
         return f'[{shown}](https://huggingface.co/{repo})'
-    if entry.url:
-        return f'[{entry.url.rpartition("/")[2]}]({entry.url})'
-    by_hand = (note.removeprefix(_BY_HAND) for note in entry.notes or () if note.startswith(_BY_HAND))
-    url = next(by_hand, '')
-    return f'[by hand]({url.split()[0]})' if url.startswith('https://') else url or 'by hand'
+    return f'[{entry.url.rpartition("/")[2]}]({entry.url})' if entry.url else f'[by hand]({entry.page})'
 
 
 def _preprocessing(config: PretrainedCfg) -> str:
@@ -224,7 +214,7 @@ def _usage_part(name: str) -> list[str]:
 
 
 def _speed_part(family: Family, drawing: Drawing, results: Path) -> str:
-    names = set(model_names(family.pattern))
+    names = set(model_names(f'{family.key}*'))
     rows = [
         [f'`{name}`', *cells, f'`results/{file.name}`']
         for file in sorted(results.glob('*.json'))

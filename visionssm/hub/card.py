@@ -9,16 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from timm.models import PretrainedCfg
 from torch import nn
 
-from visionssm.catalog.models import reported_top1, sketch
+from visionssm.catalog.models import sketch
+from visionssm.weights.published import family_of, find_published, model_facts
+from visionssm.weights.records import Family
 
-from .families import FAMILIES, Family, family_of
-
-UNCLEAR = ('unknown', 'contradictory')  # licences that are none
 _TAGS = ['image-classification', 'timm', 'visionssm', 'mamba', 'state-space-model']
 _HEAD = 'import timm\nimport torch\nimport visionssm  # registers the models'
+_LICENSES = {'mit': 'MIT', 'apache-2.0': 'Apache-2.0', 'unknown': 'none stated'}
 _PLACE = 'local-dir:FOLDER'
 _PLACE_HINT = f'For `{_PLACE}` put the folder, or `hf-hub:OWNER/NAME` if it is on the Hub.'
 
@@ -38,12 +37,11 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
     name = config['architecture']
     pretrained, classes = config['pretrained_cfg'], config['num_classes']
     provenance = config.get('provenance', {})
-    key = family_of(name)
-    family = FAMILIES.get(key)
+    family = family_of(name)
     model = sketch(name, **{**config.get('model_args', {}), 'num_classes': classes})
     title = f'{name}.{pretrained["tag"]}' if pretrained.get('tag') else name
-    notes = [note for note in pretrained.get('notes') or () if not note.startswith('top-1 ')]
-    top1 = reported_top1(PretrainedCfg(architecture=name, tag=pretrained.get('tag'), notes=pretrained.get('notes')))
+    top1, notes = _known(name, pretrained.get('tag'))
+    notes = notes or pretrained.get('notes') or ()
     facts = {
         'parameters': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',
         'input': 'x'.join(map(str, pretrained['input_size'])),
@@ -56,7 +54,7 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
     parts = [
         front_matter(
             pretrained.get('license') or 'unknown',
-            family.paper[1] if family else '',
+            family.arxiv if family else '',
             link=pretrained.get('origin_url', ''),
             imagenet=top1 is not None,
             name=title,
@@ -81,8 +79,16 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
         *usage([f"'{_PLACE}'", 'pretrained=True'], model, pretrained['input_size'])[0 if classes else 1 :],
     ]
     if family:
-        parts += ['## Citation', f'{origin(family)}\n\n{citation(key, family)}']
+        parts += ['## Citation', f'{origin(family)}\n\n{citation(family)}']
     return '\n\n'.join(parts) + '\n'
+
+
+def _known(model: str, tag: str | None) -> tuple[float | None, tuple[str, ...]]:
+    """What is known of a tag's weights: top-1 as reported, and the rest in sentences."""
+    if file := tag and find_published(f'{model}.{tag}'):
+        return file.metrics.get('top-1'), file.details()
+    facts = model_facts(model)
+    return facts.top1 if facts and tag == 'in1k' else None, ()
 
 
 def _reported_result(top1: float, source: str) -> EvalResult:
@@ -138,24 +144,24 @@ def front_matter(
 
 def origin(family: Family) -> str:
     """Paper and code of a family, in two sentences."""
-    title, arxiv, venue = family.paper
-    url, commit, license = family.code
+    read = [f'read at {family.commit[:8]}'] if family.commit else []
+    read += [f'its branch {branch} at {commit[:8]}' for branch, commit in family.branches.items()]
+    commits = f' ({", ".join(read)})' if read else ''
     written = (
         "The implementation is timm's."
-        if family.pattern == 'mambaout_*'
+        if family.borrowed
         else 'What is here was written from the paper and from facts about that repository.'
     )
-    paper = f'Paper: [{title}](https://arxiv.org/abs/{arxiv}), {venue}.'
-    return f'{paper}\n' + wrap(f'Official code: <{url}>{commit and f" ({commit})"}, licence: {license}. {written}')
+    code = f'Official code: <{family.repository}>{commits}, licence: {_LICENSES[family.license]}. {written}'
+    return f'Paper: [{family.paper}](https://arxiv.org/abs/{family.arxiv}), {family.venue}.\n{wrap(code)}'
 
 
-def citation(key: str, family: Family) -> str:
+def citation(family: Family) -> str:
     """BibTeX of a family's paper, as a block of Markdown."""
     known = importlib.resources.files('visionssm.hub').joinpath('citations.bib').read_text(encoding='utf-8')
-    entry = re.search(rf'^% {re.escape(key)}\n(.*?)^}}', known, re.M | re.S)
-    title, arxiv, _ = family.paper
-    text = f'{entry[1]}}}' if entry else f'@misc{{{key},\n  title={{{title}}},\n  eprint={{{arxiv}}}\n}}'
-    return f'```bibtex\n{text}\n```'
+    entry = re.search(rf'^% {re.escape(family.key)}\n(.*?)^}}', known, re.M | re.S)
+    made = f'@misc{{{family.key},\n  title={{{family.paper}}},\n  eprint={{{family.arxiv}}}\n}}'
+    return f'```bibtex\n{f"{entry[1]}}}" if entry else made}\n```'
 
 
 def usage(arguments: Sequence[str], model: nn.Module, input_size: Sequence[int]) -> list[str]:

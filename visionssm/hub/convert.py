@@ -25,9 +25,9 @@ from visionssm.version import __version__
 from visionssm.weights.checkpoint import check_fit, load_checkpoint
 from visionssm.weights.download import published_sha256, sha256
 from visionssm.weights.downstream import DOWNSTREAM, Downstream
+from visionssm.weights.published import family_of
 
 from .card import folder_card
-from .families import family_of
 
 FILES = ('README.md', 'config.json', 'model.safetensors', 'backbone_extra.safetensors')
 _EXTRA = FILES[-1]
@@ -106,7 +106,8 @@ def convert(
     own = {key: x for key, x in state_dict.items() if not dense or key.startswith(('backbone.', 'head.'))}
     left_out = tuple(sorted({_part(key) for key in state_dict.keys() - own.keys()}))
     own = {key.removeprefix('backbone.').removeprefix('model.'): x for key, x in own.items()}
-    if dense and family_of(base) in ('vim', 'lbvim'):
+    family = family_of(base)
+    if dense and family and family.key in ('vim', 'lbvim'):
         plain = sketch(base)
         signs = {arg: value for arg, value, shows in _SIGNS if takes_argument(plain, arg) and shows(own)}
         model_args = {**signs, **model_args}

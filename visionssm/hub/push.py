@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from visionssm.catalog.models import check_model, sketch
 from visionssm.version import __version__
+from visionssm.weights.records import UNCLEAR
 
-from .card import UNCLEAR, folder_card, for_hub
+from .card import folder_card, for_hub
 
 _PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth', '.tar')
 _NEEDED = ('config.json', 'model.safetensors')

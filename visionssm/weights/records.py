@@ -98,22 +98,22 @@ class Published:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """All that is known beside address and licence, in sentences."""
+        """All that is known besides address and licence, in sentences."""
         top1 = self.metrics.get('top-1')
+        reported = () if top1 is None else (f'top-1 {top1} % on ImageNet-1k, reported by the authors',)
+        return (*reported, *self.details())
+
+    def details(self, page: bool = True) -> tuple[str, ...]:
+        """`remarks` without the accuracy, and without the page if it is shown elsewhere."""
         weights = f"'{self.container}' of the file" if self.container else 'all of the file'
-        return tuple(
-            filter(
-                None,
-                (
-                    '' if top1 is None else f'top-1 {top1} % on ImageNet-1k, reported by the authors',
-                    f'weights used: {weights}{self.contents}' if self.tag else '',
-                    '' if self.size is None else f'file of {self.size / 1e6:g} MB',
-                    self.page and f'{"to download by hand:" if self.by_hand else "also at"} {self.page}',
-                    self.doubt,
-                    *self.notes,
-                ),
-            )
+        sentences = (
+            f'weights used: {weights}{self.contents}' if self.tag else '',
+            '' if self.size is None else f'file of {self.size / 1e6:g} MB',
+            page and self.page and f'{"to download by hand:" if self.by_hand else "also at"} {self.page}',
+            self.doubt,
+            *self.notes,
         )
+        return tuple(filter(None, sentences))
 
 
 @dataclass(frozen=True)
