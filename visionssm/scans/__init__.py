@@ -1,4 +1,4 @@
-"""Scan orders: named ways to visit the tokens of an H x W grid, as index tables. Needs numpy and torch alone."""
+"""Scan orders: named ways to visit the tokens of an H x W grid, as index tables. Needs only numpy and torch."""
 
 from . import orders as orders  # registers the built-in orders
 from .op import scan_order, step_moves

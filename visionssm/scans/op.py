@@ -1,4 +1,4 @@
-"""The order table as an op, so that models with symbolic sizes can be compiled, exported, scripted and traced."""
+"""The order table as a torch op, so that models with symbolic sizes can be compiled, exported, scripted and traced."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
     """The table of a scan order as a tensor, (K, T) int32 on the device of `like`.
 
     Args:
-        spec: A name or the string of `ScanOrder.to_json`.
+        spec: A name, or what `ScanOrder.to_json` returns.
         height: Rows of the grid, from 1.
         width: Columns of the grid, from 1.
-        like: Gives the device; its values are not read and it gets no gradient.
+        like: Tensor on the device to use; its values are not read, and it gets no gradient.
 
     Raises:
         ValueError: If the order is unknown or a size is below 1.
@@ -26,7 +26,7 @@ def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
 
 
 def step_moves(order: Tensor, width: int) -> Tensor:
-    """PlainMamba's direction code of each step: 1 right, 2 left, 3 up, 4 down; 0 at the first step and for jumps.
+    """PlainMamba's direction code of each step: 1 right, 2 left, 3 up, 4 down; 0 for the first step and for jumps.
 
     Args:
         order: Token positions, (K, T), integer.
@@ -51,7 +51,7 @@ def _device_table(spec: str, height: int, width: int, device: torch.device) -> T
 
 @torch.library.custom_op('visionssm::scan_order', mutates_args=())
 def _scan_order_op(spec: str, height: int, width: int, like: Tensor) -> Tensor:
-    # a custom op may not hand out the same memory twice: the compiler may write into what it got
+    # a custom op must not return the same memory twice: the compiler may write into it
     return _device_table(spec, height, width, like.device).clone()
 
 

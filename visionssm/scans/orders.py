@@ -24,7 +24,7 @@ def _check_least(name: str, value: int, least: int) -> None:
 @register_scan(
     'groupwise',
     directions=4,
-    meaning='The table of cross, meant for four groups of channels that take one direction each',
+    meaning='The table of cross, meant for four groups of channels with one direction each',
     source='arXiv:2407.13772 (GroupMamba)',
 )
 @register_scan(
@@ -72,7 +72,7 @@ def column(height: int, width: int) -> np.ndarray:
 @register_scan(
     'cross_rotations',
     directions=4,
-    meaning='Four directions: raster scans of the grid turned by 0, 90, 180 and 270 degrees counter-clockwise',
+    meaning='Four directions: raster scans of the grid rotated by 0, 90, 180 and 270 degrees counter-clockwise',
     source='arXiv:2401.10166 (VMamba, ablation scans=3)',
 )
 def cross_rotations(height: int, width: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def cross_rotations(height: int, width: int) -> np.ndarray:
 @register_scan(
     'snake',
     neighbours=4,
-    meaning='Rows from the top, alternately rightwards and leftwards, so that no step jumps',
+    meaning='Rows from the top, alternately rightwards and leftwards, so no step jumps',
     source='arXiv:2403.17695 (PlainMamba, continuous 2D scan)',
 )
 def snake(height: int, width: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def snake(height: int, width: int) -> np.ndarray:
     'plainmamba',
     directions=4,
     neighbours=4,
-    meaning='The snakes in the order of PlainMamba: rows, rows backwards, columns, columns backwards',
+    meaning='The snakes of PlainMamba: rows, rows backwards, columns, columns backwards',
     source='arXiv:2403.17695 (PlainMamba); `step_moves` gives its direction codes',
 )
 def plainmamba(height: int, width: int) -> np.ndarray:
@@ -127,7 +127,7 @@ def local(height: int, width: int, window: int = 7) -> np.ndarray:
     source='arXiv:2405.14174 (MSVMamba, the walk of its half-resolution map)',
 )
 def multiscale(height: int, width: int) -> np.ndarray:
-    """Three walks in one sequence, the state carried from one to the next."""
+    """Three walks in one sequence, with the state carried from each to the next."""
     down = column(height, width)
     return np.concatenate([reversed_raster(height, width), down, down[::-1]])
 
@@ -142,11 +142,11 @@ def hilbert(height: int, width: int) -> np.ndarray:
     """Hilbert curve of a rectangle of any size.
 
     A block runs from one corner to the end of the side `long` (its cells are start + i * long + j * wide, i < n, j < m)
-    and is cut until it is a line (m = 1): either across `long` in two, or in three as the Hilbert curve is: up the near
-    half of the left part, along the far half, down the near half of the right part.
-    Such a walk in unit steps exists if n is even, or n and m are both odd (colour the cells as a chess board), and
-    every cut keeps that: the first of two pieces has an even n, the outer two of three have an even n or are lines. The
-    whole runs from the top left corner to the top right one where that is possible.
+    and is cut until it is a line (m = 1): across `long` in two, or in three as the Hilbert curve is: up the near half
+    of the left part, along the far half, and down the near half of the right part.
+    Such a walk in unit steps exists if n is even, or n and m are both odd (colour the cells like a chessboard), and
+    every cut keeps it so: the first of two pieces has an even n, the outer two of three have an even n or are lines.
+    The whole curve runs from the top left corner to the top right one where that is possible.
     """
     if width == 1 or (width % 2 and height % 2 == 0):
         # from the top right corner down, so that the transposed walk is another one
@@ -180,7 +180,7 @@ def hilbert(height: int, width: int) -> np.ndarray:
 
 @register_scan(
     'morton',
-    meaning='Z curve: quadrants of quadrants in raster order; sizes other than 2^k skip what lies outside',
+    meaning='Z curve: quadrants of quadrants in raster order; at sizes other than 2^k it skips what lies outside',
     source='G. M. Morton, 1966',
 )
 def morton(height: int, width: int) -> np.ndarray:
@@ -196,7 +196,7 @@ def morton(height: int, width: int) -> np.ndarray:
     'spiral',
     neighbours=4,
     meaning='From the top left corner clockwise around the border and inwards to the middle',
-    source='after spiral scans, such as arXiv:2406.05992 (MHS-VM) uses beside others',
+    source='after spiral scans, which arXiv:2406.05992 (MHS-VM) uses among others',
 )
 def spiral(height: int, width: int) -> np.ndarray:
     """Ring after ring, each clockwise from its top left corner."""
@@ -227,14 +227,14 @@ def diagonal(height: int, width: int) -> np.ndarray:
 
 @register_scan(
     'nested_s',
-    meaning='Vertical stripes walked down and up in turn, their rows right and left in turn; shift narrows the first',
+    meaning='Vertical stripes walked alternately down and up, rows alternately right and left; shift narrows the first',
     source='after arXiv:2412.20066 (MaIR, nested S-shaped scan)',
 )
 def nested_s(height: int, width: int, stripe: int = 4, shift: int = 0) -> np.ndarray:
     """Stripes of `stripe` columns, the first of `shift` columns if that is not 0.
 
-    Steps inside a stripe never jump. The step to the next stripe jumps over one stripe where the rows walked so far are
-    even in number, as no S can end on the other side then.
+    Steps inside a stripe never jump. The step to the next stripe crosses a whole stripe where the number of rows walked
+    so far is even: no S can end on the other side then.
     """
     _check_least('stripe', stripe, 1)
     if not 0 <= shift < stripe:
@@ -256,7 +256,7 @@ def nested_s(height: int, width: int, stripe: int = 4, shift: int = 0) -> np.nda
 def atrous(height: int, width: int, step: int = 2) -> np.ndarray:
     """Sub-grids with row and column offsets (0, 0), (h, 0), (0, h), (h, h), h = step // 2.
 
-    Sizes that `step` does not divide are filled up by repeating the last row and column. With step 2 the directions
+    Sizes that `step` does not divide are padded by repeating the last row and column. With step 2 the directions
     together visit every token, each exactly once if height and width are even; a larger step leaves tokens out.
     """
     _check_least('step', step, 1)
@@ -293,7 +293,7 @@ def atrous_full(height: int, width: int, step: int = 2) -> np.ndarray:
 @register_scan(
     'multihead',
     directions=(4, 8, 16),
-    meaning='Four heads with a pattern each: raster, snake, diagonal, spiral; on 1, 2 or 4 routes from other corners',
+    meaning='Four heads, one pattern each: raster, snake, diagonal, spiral; on 1, 2 or 4 routes from different corners',
     source='after arXiv:2406.05992 (MHS-VM)',
 )
 def multihead(height: int, width: int, directions: int) -> np.ndarray:
@@ -321,7 +321,7 @@ def multihead(height: int, width: int, directions: int) -> np.ndarray:
     source='control experiment',
 )
 def random(height: int, width: int, directions: int, seed: int = 0) -> np.ndarray:
-    """Sort by raw 64-bit draws: NumPy keeps the bit stream of PCG64 stable, but not `Generator.permutation`."""
+    """Sort by raw 64-bit draws: NumPy keeps the bit stream of PCG64 stable, not `Generator.permutation`."""
     _check_least('seed', seed, 0)
     draws = [
         np.random.PCG64(np.random.SeedSequence([seed, height, width, k])).random_raw(height * width)

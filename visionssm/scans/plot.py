@@ -23,7 +23,7 @@ _PANEL, _GAP, _MARGIN, _LEGEND, _TITLE, _LINE, _LABEL = 1.5, 0.25, 0.45, 0.5, 0.
 _COLUMNS = 8
 _INK, _FAINT, _UNVISITED = '#1b1f24', '#5b6570', 0.94
 _EXAMPLES = {'local': {'name': 'local', 'window': 4}}  # the default window, 7, shows little on a small grid
-_STOPS = ((42, 12, 140), (170, 36, 150), (244, 136, 73))  # dark to light; told apart by the colour-blind, too
+_STOPS = ((42, 12, 140), (170, 36, 150), (244, 136, 73))  # dark to light, distinguishable to the colour-blind
 WALK_LEGEND = 'dot: start, arrow: end; dark to light: first to last step; thin: jump'
 
 
@@ -74,7 +74,7 @@ def draw_walk(
         width: Columns of the grid.
         corner: Top left corner, x and y.
         cell: Side of a cell.
-        span: Where on the scale of colours the path begins and ends, for a part of a longer walk.
+        span: Where on the colour scale the path begins and ends, for part of a longer walk.
     """
     from matplotlib.collections import LineCollection
 
@@ -118,17 +118,17 @@ def plot_scans(
     """Draw scan orders on a small grid. Needs matplotlib.
 
     Each panel is one direction. Cells and path go from dark (first step) to light (last step); the dot is the start,
-    the arrow the end; thin lines are jumps, grey cells are not visited. An order that takes more steps than there are
-    tokens continues in further panels.
+    the arrow the end; thin lines are jumps, grey cells are not visited. An order with more steps than tokens continues
+    in further panels.
 
     Args:
-        file: Picture to write, whole or not at all; its suffix chooses the format: .png, .svg, .pdf and others.
-        names: Orders to draw, as `get_scan` takes them; None: all that are registered.
+        file: Picture to write, whole or not at all; its suffix sets the format: .png, .svg, .pdf and others.
+        names: Orders to draw, as `get_scan` takes them; None: every registered one.
         height: Rows of the grid, from 1.
         width: Columns of the grid, from 1.
 
     Raises:
-        ValueError: If an order is unknown, a size is below 1, or matplotlib does not write the format.
+        ValueError: If an order is unknown, a size is below 1, or matplotlib cannot write the format.
     """
     from matplotlib.figure import Figure  # an extra, and slow to import
 

@@ -1,8 +1,8 @@
 """The registry of scan orders: a strategy is a function of the grid, an order is a strategy with its arguments chosen.
 
 Tables hold row-major token positions p = row * width + column. A function that returns one path (T,) also gives several
-directions: 1: [p]; 2: [p, p reversed]; 4: [p, q, p reversed, q reversed], where q is the path of the transposed grid,
-which is VMamba's order of parameter sets. A function that returns a table (K, T) states its own directions.
+directions: 1: [p]; 2: [p, p reversed]; 4: [p, q, p reversed, q reversed], where q is the path of the transposed grid
+(VMamba's order of parameter sets). A function that returns a table (K, T) sets its own directions.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ScanStrategy:
         name: Its name.
         meaning: What it does, in one line.
         source: Paper or repository that it is from.
-        directions: Numbers of directions that it offers; the first is the default.
+        directions: Numbers of directions it offers; the first is the default.
         any_directions: Whether every other number is offered too.
         permutation: Whether each direction visits every token exactly once.
-        neighbours: 4 or 8 if consecutive tokens are always 4- or 8-neighbours on the grid, 0 if that is not promised.
+        neighbours: 4 or 8 if consecutive tokens are always 4- or 8-neighbours on the grid, 0 if neither is promised.
         args: Its arguments with their defaults.
     """
 
@@ -52,7 +52,7 @@ class ScanStrategy:
     takes_directions: bool
 
     def offers(self, directions: int) -> bool:
-        """Whether the strategy can give this number of directions."""
+        """Whether the strategy offers this number of directions."""
         return directions in self.directions or (self.any_directions and directions >= 1)
 
 
@@ -72,7 +72,7 @@ class ScanOrder:
 
     @property
     def strategy(self) -> ScanStrategy:
-        """What is known of the strategy: meaning, source, promises."""
+        """The strategy as registered: meaning, source, promises."""
         return _STRATEGIES[self.name]
 
     @property
@@ -101,14 +101,14 @@ class ScanOrder:
             width: Columns of the grid, from 1.
 
         Raises:
-            ValueError: If a size is below 1, or the strategy's function breaks what it promises.
+            ValueError: If a size is below 1, or the strategy's function breaks a promise.
         """
         return _table(self, _size('height', height), _size('width', width))
 
     def inverse(self, height: int, width: int) -> np.ndarray:
         """The step at which each token is visited, (K, H * W) int32, read-only.
 
-        A token that is visited several times has its first step, a token that is never visited -1.
+        A token visited several times gets its first step, a token never visited gets -1.
 
         Args:
             height: Rows of the grid, from 1.
@@ -133,21 +133,22 @@ def register_scan(
     """Register `function(height, width, **args)` as a scan order, for every model that takes `scan=`.
 
     The function returns a path (T,) or a table (K, T) of row-major token positions, for any size from 1 x 1. Its
-    further parameters are the arguments of the order: they need a bool, int, float or str as default, whose type is
-    enforced, and the function raises `ValueError` for values out of range. A parameter `directions` receives the number
+    other parameters are the arguments of the order: each needs a bool, int, float or str as default, whose type is
+    enforced; the function raises `ValueError` for values out of range. A parameter `directions` receives the number
     chosen.
 
     Args:
         name: New name, an identifier.
         meaning: What it does, in one line.
         source: Paper or repository.
-        directions: Numbers of directions offered, the default first; an Ellipsis at the end offers all others too.
+        directions: Numbers of directions offered, the default first; a trailing Ellipsis offers every other number too.
         permutation: Whether each direction visits every token exactly once; checked whenever a table is built.
-        neighbours: 4 or 8 to promise that consecutive tokens are 4- or 8-neighbours; 0 promises nothing.
-        steps: `steps(height, width, **args)`, where T is not H * W; with + - * // alone, since sizes may be symbolic.
+        neighbours: 4 or 8 promises that consecutive tokens are 4- or 8-neighbours; 0 promises nothing.
+        steps: `steps(height, width, **args)` if T is not H * W; only + - * //, as sizes may be symbolic.
 
     Raises:
-        ValueError: If the name is taken or no identifier, an argument is called name, or settings are contradictory.
+        ValueError: If the name is taken or not an identifier, an argument is called name, or settings contradict each
+            other.
         TypeError: If a parameter of the function has no usable default.
 
     Example:
@@ -197,18 +198,18 @@ def register_scan(
 
 
 def list_scans() -> list[str]:
-    """Names of all registered scan orders, in order of registration; `get_scan(name).strategy` tells about each."""
+    """Names of all registered scan orders, in order of registration; `get_scan(name).strategy` describes each."""
     return list(_STRATEGIES)
 
 
 def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None = None) -> ScanOrder:
-    """Look a scan order up.
+    """Look up a scan order.
 
     Args:
         spec: A name, a dict `{'name': 'local', 'window': 7}`, such a dict as a JSON string, or a `ScanOrder`, which is
-            returned as it is. The key `directions` asks for a number of directions and must be offered.
-        directions: The number that a model would like, from 1; used if `spec` leaves it open and the strategy offers
-            it, else the order has the strategy's default, and the caller decides what to do.
+            returned unchanged. The key `directions` asks for a number of directions, which must be offered.
+        directions: The number a model would like, from 1: used if `spec` leaves it open and the strategy offers it.
+            Otherwise the order keeps the strategy's default, and the caller decides what to do.
 
     Raises:
         ValueError: If the name or an argument is unknown, a value is out of range, or `spec` is not valid JSON.
@@ -231,14 +232,14 @@ def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None =
         if isinstance(count, bool) or not isinstance(count, int) or not strategy.offers(count):
             more = ' and any other number from 1' if strategy.any_directions else ''
             offered = ', '.join(map(str, strategy.directions))
-            raise ValueError(f'scan {name!r} does not offer directions={count!r}; offered are {offered}{more}')
+            raise ValueError(f'scan {name!r} does not offer directions={count!r}; it offers {offered}{more}')
     for key in chosen:
         if key not in strategy.args:
             allowed = ', '.join(['directions', *strategy.args])
             raise ValueError(f'scan {name!r} has no argument {key!r}; allowed are {allowed}')
     args = {key: _checked(name, key, chosen.get(key, default), default) for key, default in strategy.args.items()}
     order = ScanOrder(name, count, tuple(sorted(args.items())))
-    order.table(1, 1)  # values out of range raise here, not in the first forward
+    order.table(1, 1)  # values out of range raise here, not in the first forward pass
     return order
 
 
@@ -285,7 +286,7 @@ def _table(order: ScanOrder, height: int, width: int) -> np.ndarray:
     shape = (order.directions, order.steps(height, width))
     where = f'scan {order.to_json()} at {height} x {width}'
     if table.shape != shape or table.dtype.kind not in 'iu':
-        raise ValueError(f'{where} gives {table.dtype} {table.shape}; expected are integers of shape {shape}')
+        raise ValueError(f'{where} gives {table.dtype} {table.shape}; expected integers of shape {shape}')
     tokens = height * width
     if table.size and (table.min() < 0 or table.max() >= tokens):
         raise ValueError(f'{where} visits tokens {table.min()}..{table.max()}; allowed are 0..{tokens - 1}')
