@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ pytest.importorskip('sklearn')
 from visionssm.apps import validate as _validation  # noqa: E402
 from visionssm.apps.validate import Options, gather, validate  # noqa: E402
 from visionssm.data.digits import load_digits  # noqa: E402
+from visionssm.files import write_whole  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 45
@@ -100,6 +102,49 @@ def test_some_classes_of_many(digits, model, tmp_path):
     (tmp_path / 'map.json').write_text(json.dumps({str(digit): 200 * digit for digit in range(10)}))
     with pytest.raises(ValueError, match='has 1801 classes'):
         validate(options(digits, model, **names), tmp_path / 'out')
+
+
+def test_no_result_replaces_another(digits, model, tmp_path):
+    """Checkpoints of one name in two folders, two splits, two copies of the data, new weights in an old place."""
+    (digits / 'train').exists() or (digits / 'train').symlink_to(digits / 'val')
+    (tmp_path / 'copy').symlink_to(digits)
+    checkpoints = [tmp_path / name for name in ('a/ck.pth', 'b/ck.pth', 'other.pth')]
+    for seed, file in enumerate(checkpoints):
+        file.parent.mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        torch.save(timm.create_model('test_vmamba').state_dict(), file)
+    names = tmp_path / 'map.json'
+    names.write_text(json.dumps({str(digit): digit for digit in range(10)}))
+
+    def measure(checkpoint, data=digits, **kwargs):
+        kwargs = {'model': 'test_vmamba', 'checkpoint': str(checkpoint), 'class_map': str(names), **kwargs}
+        return validate(options(data, model, **kwargs), tmp_path / 'out')
+
+    results = [measure(checkpoint) for checkpoint in checkpoints]
+    results += [measure(checkpoints[0], split='train'), measure(checkpoints[0], tmp_path / 'copy')]
+    checkpoints[0].write_bytes(checkpoints[1].read_bytes())
+    results.append(measure(checkpoints[0]))
+    files = {json.dumps(json.loads(file.read_text()), sort_keys=True) for file in (tmp_path / 'out').glob('*.json')}
+    assert files == {json.dumps(result, sort_keys=True) for result in results} and len(files) == 6
+    rows = list(csv.DictReader((tmp_path / 'out' / 'results.csv').open()))
+    assert len({row['model'] for row in rows}) == 6
+    assert all('-ck-' in row['model'] or '-other-' in row['model'] for row in rows)
+    assert measure(checkpoints[2], batch_size=3)['top1'] == results[2]['top1']  # the same again is no other result
+    assert len(list((tmp_path / 'out').glob('*.json'))) == 6
+
+
+def test_parallel_runs_lose_no_row(tmp_path):
+    """Whoever writes the table last has seen every result that is there."""
+    names = [f'model{i}' for i in range(40)]
+
+    def finish(name):
+        write_whole(tmp_path / f'{name}.json', json.dumps({'model': name, 'top1': 1.0}))
+        gather(tmp_path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(finish, names))
+    with (tmp_path / 'results.csv').open() as table:
+        assert {row['model'] for row in csv.DictReader(table)} == set(names)
 
 
 class Stop(Exception):

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 
+from visionssm.files import write_whole
 from visionssm.ops import selective_scan
 from visionssm.scans import get_scan
 
@@ -421,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
     checks = {}
     if not args.dry_run and not args.skip_tests:
         checks['tests'] = run_check(['pytest', 'tests/kernels', 'tests/ops'])
-        checks['selfcheck'] = run_check(['visionssm', 'selfcheck'])
+        checks['selfcheck'] = run_check(['visionssm', 'selfcheck', '--device', device])
     report = {
         'dry_run': args.dry_run,
         'environment': environment(device),
@@ -431,8 +432,8 @@ def main(arguments: list[str] | None = None) -> int:
         'steps': step_rows(DRY_STEPS if args.dry_run else STEPS, device, args.dry_run),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'gpu_report.json').write_text(json.dumps(report, indent=2) + '\n')
-    (args.out / 'gpu_report.md').write_text(markdown(report))
+    write_whole(args.out / 'gpu_report.json', json.dumps(report, indent=2) + '\n')
+    write_whole(args.out / 'gpu_report.md', markdown(report))
     print(f'wrote {args.out / "gpu_report.json"} and gpu_report.md')
     return 1 if any(check['code'] for check in checks.values()) else 0
 

@@ -111,6 +111,17 @@ def test_dry_run_of_the_report(tmp_path):
     assert 'not GPU figures' in (tmp_path / 'gpu_report.md').read_text()
 
 
+def test_the_report_checks_the_device_that_it_measures(tmp_path, monkeypatch):
+    report, commands = load_tool('gpu_report'), []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(report, 'environment', lambda device: {'device': device})
+    for rows in ('scan_rows', 'model_rows', 'step_rows'):
+        monkeypatch.setattr(report, rows, lambda *arguments: [])
+    monkeypatch.setattr(report, 'run_check', lambda command: commands.append(command) or {'code': 0, 'last_line': ''})
+    assert report.main(['--out', str(tmp_path)]) == 0
+    assert ['visionssm', 'selfcheck', '--device', 'cuda'] in commands
+
+
 def test_compared_forms_agree():
     report = load_tool('gpu_report')
     for shape in report.DRY_SHAPES:

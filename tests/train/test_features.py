@@ -1,5 +1,7 @@
 """Features of images in both formats, what they are, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -50,6 +52,20 @@ def test_both_formats_hold_what_the_classifier_sees(setting, tmp_path, capsys, w
         expected = model.forward_head(model.forward_features(x), pre_logits=True)[0]
     assert features.shape == (5, model.num_features) and np.allclose(features[3], expected, atol=1e-5)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('command', ['features', 'classify'])
+@pytest.mark.parametrize('size', [[], ['--img-size', '64']])
+def test_grey_models(setting, tmp_path, capsys, command, size):
+    """Also with a configuration that was left at that of colours."""
+    model = timm.create_model('test_vmamba', in_chans=1)
+    save_for_hf(model, str(tmp_path / 'grey'), model_args={'in_chans': 1}, safe_serialization=True)
+    config = json.loads((tmp_path / 'grey' / 'config.json').read_text())
+    config['pretrained_cfg'].update(input_size=[3, 96, 96], mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    (tmp_path / 'grey' / 'config.json').write_text(json.dumps(config))
+    output = ['--output', str(tmp_path / 'out.npz')] if command == 'features' else []
+    image = str(setting[0] / 'images' / '0.png')
+    assert cli.main([command, image, '--model', f'local-dir:{tmp_path / "grey"}', *output, *size]) == 0
 
 
 def test_what_is_refused_is_said_first(setting, tmp_path, capsys):

@@ -87,6 +87,14 @@ def test_every_family_trains_an_epoch(name, tmp_path):
     assert load_recipe(tmp_path / 'recipe.yaml') == recipe(name, *extra, *shuffled)
 
 
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_coatnet'])
+def test_any_model_of_timm_trains(name, tmp_path):
+    """Also those that do not run on small images: they get images of their own size."""
+    (epoch,) = train(recipe(name, 'train_samples=32', 'val_split=null'), tmp_path, silent)
+    assert 0 < epoch.loss < 10
+    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).num_classes == 10
+
+
 def test_learns(tmp_path):
     history = train(
         recipe('test_vmamba', 'epochs=3', 'batch_size=64', 'train_samples=1024', 'lr=2e-3', 'scale=[0.8, 1]'),
@@ -279,6 +287,7 @@ def test_command_line(capsys):
     assert 'shuffle_layers' in capsys.readouterr().out
     for arguments, message in (
         (['--model', 'test_vmambo', '--data', 'digits'], 'unknown model'),
+        (['--model', 'resnet18.nope', '--data', 'digits'], 'nope'),
         (['--model', 'test_vmamba', '--data', '/no/such/folder'], 'there is no such folder'),
         (['--model', 'test_vmamba', '--data', 'digits', '--set', 'batchsize=3'], 'did you mean batch_size'),
         (['--model', 'test_vmamba', '--data', 'digits', '--set', 'batch_size=3000'], 'there are 1437 training images'),

@@ -70,6 +70,25 @@ def label_names(model: nn.Module) -> Callable[[int], str]:
     return str
 
 
+def data_config(
+    model: nn.Module, img_size: int | None = None, crop_pct: float | None = None, test_size: bool = False
+) -> dict[str, Any]:
+    """How a model takes images, as timm's transforms and loaders want it; also one whose images are grey.
+
+    Args:
+        model: With a `pretrained_cfg`.
+        img_size: Side of the images; None: the model's own.
+        crop_pct: Share of the resized image that is kept; None: the model's own.
+        test_size: Take the size and crop that some of timm's tags recommend for tests.
+    """
+    config = resolve_data_config({'crop_pct': crop_pct}, model=model, use_test_size=test_size)
+    channels = getattr(model, 'in_chans', config['input_size'][0])
+    config['input_size'] = (channels, *((img_size, img_size) if img_size else config['input_size'][1:]))
+    if channels == 1:  # the configuration may still be that of the colours
+        config.update({name: (sum(config[name]) / len(config[name]),) for name in ('mean', 'std')})
+    return config
+
+
 def read_image(path: str | Path, channels: int) -> Image.Image:
     """An image file, turned as its camera noted, grey or RGB.
 
@@ -113,9 +132,7 @@ def classify(
         FileNotFoundError: If a file does not exist.
         ValueError: If a file is no image, or the model can't take the size.
     """
-    # by `img_size` timm would take three channels
-    size = {'input_size': (model.in_chans, img_size, img_size)} if img_size else {}
-    config = resolve_data_config(size, model=model)
+    config = data_config(model, img_size)
     transform = create_transform(**config, is_training=False)
     label = label_names(model)
     model = model.to(device)

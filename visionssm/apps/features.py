@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from visionssm.files import write_whole
 
-from .classify import read_image
+from .classify import data_config, read_image
 
 SUFFIXES = ('.safetensors', '.npz')
 _IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -76,7 +76,7 @@ def extract(
     Raises:
         ValueError: If a file is no image, or the model can't take the size.
     """
-    config = resolve_data_config({'img_size': img_size} if img_size else {}, model=model)
+    config = data_config(model, img_size)
     images = _Images(files, create_transform(**config, is_training=False), config['input_size'][0])
     model = model.to(device).eval()
     for batch in DataLoader(images, batch_size, num_workers=workers):

@@ -6,9 +6,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -18,18 +20,19 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import create_dataset, create_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from visionssm.files import write_whole
 from visionssm.version import __version__
 
-from .classify import load_classifier
+from .classify import data_config, load_classifier
 
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _COLUMNS = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
 _STREAMS = ('wds/', 'hfids/', 'tfds/')
+_PLACES = ('data', 'data_dir', 'class_map', 'checkpoint')
 _SAVE_EVERY = 15.0  # seconds
 
 
@@ -73,13 +76,6 @@ class Options:
     device: str = 'cpu'
     dtype: str = 'float32'
 
-    @property
-    def label(self) -> str:
-        """A file name for the result: the model and what was changed."""
-        changed = (self.img_size, self.crop_pct, self.scan, 'test-size' if self.test_size else '')
-        parts = [self.model, *map(str, filter(None, changed)), '' if self.dtype == 'float32' else self.dtype]
-        return re.sub(r'[^\w.+-]+', '_', '-'.join(filter(None, parts))).strip('_')
-
 
 class UnreadableImageError(ValueError):
     """An image of the data set can't be read; its name is in the message."""
@@ -110,6 +106,8 @@ class _Images(Dataset):
 def validate(options: Options, output: Path, resume: bool = False) -> dict[str, Any]:
     """Measure one model, write `output/LABEL.json` and gather all results there in `output/results.csv`.
 
+    LABEL tells model, checkpoint, data, split and settings apart: no result replaces another one.
+
     What has been counted is written every few seconds, and on an interruption, to `LABEL.partial`.
 
     Args:
@@ -132,9 +130,7 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
         if not hasattr(model, 'set_scan'):
             raise ValueError(f'{options.model} has no scan order to choose; leave --scan out')
         model.set_scan(options.scan)
-    size = (model.in_chans, options.img_size, options.img_size) if options.img_size else None
-    given = {'input_size': size, 'crop_pct': options.crop_pct or None}
-    config = resolve_data_config(given, model=model, use_test_size=options.test_size)
+    config = data_config(model, options.img_size or None, options.crop_pct or None, options.test_size)
     data = _open(options, config['input_size'][0])
     classes = getattr(data.reader, 'class_to_idx', None) or {}
     count = max(classes.values()) + 1 if options.class_map else len(classes)
@@ -150,7 +146,8 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
             del settings[option]
     del settings['device']
     settings = json.loads(json.dumps(settings))  # as it is read back
-    finished, partial = output / f'{options.label}.json', output / f'{options.label}.partial'
+    label = _label(options, settings)
+    finished, partial = output / f'{label}.json', output / f'{label}.partial'
     if resume and finished.exists() and json.loads(finished.read_text())['settings'] == settings:
         return json.loads(finished.read_text())
     counted = _counted(partial, settings) if resume else _Counts()
@@ -168,16 +165,42 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
     return result
 
 
-def gather(output: Path) -> Path:
-    """Write all results in a folder to `results.csv`, best first, with the columns of timm's results files."""
-    results = [json.loads(file.read_text(encoding='utf-8')) for file in sorted(output.glob('*.json'))]
+def _label(options: Options, settings: Mapping[str, Any]) -> str:
+    """A file name for the result: what was measured on what, to read, and a digest of all settings and weights."""
+    sizes = (options.img_size, options.crop_pct, 'test-size' if options.test_size else '')
+    parts = [options.model, Path(options.checkpoint).stem, *sizes, options.scan]
+    parts += ['' if options.dtype == 'float32' else options.dtype, Path(options.data).name, options.split]
+    named = re.sub(r'[^\w.+-]+', '_', '-'.join(map(str, filter(None, parts)))).strip('_')
+    places = {name: os.path.abspath(settings[name]) for name in _PLACES if os.path.exists(settings[name])}
+    measured = {key: value for key, value in settings.items() if key not in ('batch_size', 'workers')} | places
+    digest = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
+    return f'{named[-150:]}-{digest[:10]}'
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(sorted(results, key=lambda result: -result['top1']))
-    write_whole(output / 'results.csv', text.getvalue())
-    return output / 'results.csv'
+
+def gather(output: Path) -> Path:
+    """Write all results in a folder to `results.csv`, best first, with the columns of timm's results files.
+
+    Results of one model that differ in checkpoint, data or settings go by the names of their files there. Runs may
+    gather at the same time: each looks again after writing, so that the last one to write has seen all results.
+    """
+    table = output / 'results.csv'
+    written = None
+    while (found := _versions(output)) != written:
+        results = {file.stem: json.loads(file.read_text(encoding='utf-8')) for file in found}
+        names = Counter(result['model'] for result in results.values())
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, extrasaction='ignore', lineterminator='\n')
+        writer.writeheader()
+        for label, result in sorted(results.items(), key=lambda item: -item[1]['top1']):
+            writer.writerow(result if names[result['model']] == 1 else {**result, 'model': label})
+        write_whole(table, text.getvalue())
+        written = found
+    return table
+
+
+def _versions(output: Path) -> dict[Path, tuple[int, int]]:
+    """The results in a folder, and what changes when one is written anew."""
+    return {file: ((stat := file.stat()).st_mtime_ns, stat.st_ino) for file in sorted(output.glob('*.json'))}
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -47,13 +47,14 @@ def load_digits(limit: int | None = None) -> Digits:
 
 
 def fitting_size(name: str, model: nn.Module) -> int:
-    """Side that digits are enlarged to for a registered model, of which `model` is a sketch."""
+    """Side that digits are enlarged to for a registered model of ours or timm's, of which `model` is a sketch."""
     size = image_size([level['reduction'] for level in model.feature_info])
-    if takes_argument(model, 'img_size'):
-        try:
-            sketch(name, img_size=size)
-        except ValueError:  # attention windows may need larger maps
-            size = model.pretrained_cfg['input_size'][-1]
+    try:
+        small = sketch(name, **({'img_size': size} if takes_argument(model, 'img_size') else {})).eval()
+        with torch.no_grad():
+            small(torch.empty(1, 3, size, size, device='meta'))
+    except (AssertionError, RuntimeError, ValueError):  # windows, pooling and fixed grids may need larger maps
+        return model.pretrained_cfg['input_size'][-1]
     return size
 
 

@@ -187,8 +187,8 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
     """A recipe from a YAML file, then `keys`, then `overrides`; later ones win.
 
     Args:
-        file: YAML mapping; None: the defaults. Its key `base` names another one, relative to it, whose values it inherits
-            and of which it says what differs; that one may have a base, too.
+        file: YAML mapping; None: the defaults. Its key `base` names another one, relative to it, whose values it
+            inherits; that one may have a base, too.
         overrides: `key=value`, the value as YAML.
         **keys: Values; None ones are left out.
 
