@@ -7,8 +7,9 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import visionssm  # noqa: F401  registers the models
+from visionssm.layers import linear_without_autocast
 from visionssm.models import a2mamba
-from visionssm.models.a2mamba import linear_without_autocast, rotary_embedding, widest_dilation
+from visionssm.models.a2mamba import rotary_embedding, widest_dilation
 from visionssm.scans import get_scan
 
 # windows that exceed 1 in every stage; images from 65 pixels

@@ -128,11 +128,9 @@ def test_any_size(name, size):
 @small
 def test_too_small(name):
     model = any_size(name)
-    holders = (model, getattr(model, 'stem', None))
-    minimum = next((holder.patch_size for holder in holders if hasattr(holder, 'patch_size')), None)
-    if model.pretrained_cfg.get('min_input_size'):
-        minimum = model.pretrained_cfg['min_input_size'][-1]
-    if minimum is None:
+    minimum = model.get_submodule(model.embedding).least
+    assert minimum == model.pretrained_cfg.get('min_input_size', (3, minimum))[-1]
+    if minimum == 1:
         assert model(images(model, size=(1, 1))).shape == (2, 1000)
     else:
         with pytest.raises(ValueError, match=rf'1x40; the least is {minimum}x{minimum}'):

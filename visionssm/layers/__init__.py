@@ -1,6 +1,15 @@
 """Modules that several families are built from."""
 
-from .embed import ConvDownsample, GridEmbed, OverlapStem, PatchStem, StridedPatchEmbed, check_image_size
+from .embed import (
+    ConvDownsample,
+    GridEmbed,
+    OverlapStem,
+    PatchStem,
+    Stem,
+    StridedPatchEmbed,
+    check_image_size,
+    whole_side,
+)
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
 from .neighborhood import na_av, na_bias, na_qk
@@ -8,7 +17,16 @@ from .onednn import Linear, linear
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
-from .ssm import SelectiveSSM, at_least_fp32, decay_rates, init_A_log, init_dt_bias, split_projection
+from .ssm import (
+    SelectiveSSM,
+    StepProjection,
+    at_least_fp32,
+    decay_rates,
+    init_A_log,
+    init_dt_bias,
+    linear_without_autocast,
+    split_projection,
+)
 
 __all__ = [
     'SS2D',
@@ -27,6 +45,8 @@ __all__ = [
     'ScanningModule',
     'SelectiveSSM',
     'SimplePyramid',
+    'Stem',
+    'StepProjection',
     'StreamLayerNorm',
     'StreamNorm',
     'StridedPatchEmbed',
@@ -37,8 +57,10 @@ __all__ = [
     'init_A_log',
     'init_dt_bias',
     'linear',
+    'linear_without_autocast',
     'na_av',
     'na_bias',
     'na_qk',
     'split_projection',
+    'whole_side',
 ]

@@ -1,5 +1,7 @@
 """Stems, downsampling and patch embeddings shared by the families; tokens come out channels-last."""
 
+import math
+
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -31,7 +33,24 @@ def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = Non
             )
 
 
-class PatchStem(nn.Module):
+class Stem(nn.Module):
+    """The first layers of a pyramid: images (B, C, H, W) to tokens (B, H / p, W / p, D).
+
+    Attributes:
+        least: Least height and width of an image.
+        step: What the sides may grow by without pixels left out at the border.
+    """
+
+    least: int = 1
+    step: int = 1
+
+
+def whole_side(embed: nn.Module, side: int) -> int:
+    """The least side, from `side` on, of images that a `Stem` or `GridEmbed` takes without leaving pixels out."""
+    return embed.least + max(0, math.ceil((side - embed.least) / embed.step)) * embed.step
+
+
+class PatchStem(Stem):
     """Non-overlapping convolution and LayerNorm: images (B, C, H, W) to tokens (B, H / p, W / p, D), rounded down.
 
     Args:
@@ -43,19 +62,19 @@ class PatchStem(nn.Module):
     def __init__(self, in_chans: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.patch_size = patch_size
+        self.least = self.step = patch_size
         self.conv = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
-        check_image_size(x, self.patch_size)
+        check_image_size(x, self.least)
         # so the tokens are contiguous channels-last from here on
         x = self.conv(x.contiguous(memory_format=torch.channels_last))
         return self.norm(x.permute(0, 2, 3, 1))
 
 
-class OverlapStem(nn.Module):
+class OverlapStem(Stem):
     """Two 3x3 convolutions, LayerNorm after each and GELU between: tokens (B, H / p, W / p, D), rounded up.
 
     Args:
@@ -81,7 +100,7 @@ class OverlapStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
-        check_image_size(x, 1)
+        check_image_size(x, self.least)
         x = self.conv1(x.contiguous(memory_format=torch.channels_last))
         x = self.act(self.norm1(x.permute(0, 2, 3, 1)))
         x = self.conv2(x.permute(0, 3, 1, 2))
@@ -110,15 +129,19 @@ class ConvDownsample(nn.Module):
 class GridEmbed(nn.Module):
     """An embedding that knows the image size, and thus the grid, that its model is made for.
 
-    A subclass sets `reduction` and `least`, defines `dynamic_feat_size` and calls `set_input_size`.
+    A subclass sets `reduction`, `least` and, if patches must fit, `step`, defines `dynamic_feat_size` and calls
+    `set_input_size`.
 
     Attributes:
         reduction: Pixels per token along a side.
         least: Least height and width of an image.
+        step: What the sides may grow by without pixels left out at the border.
         img_size: Height and width that the model is made for.
         grid_size: Rows and columns of tokens that such images give.
         num_patches: Their number.
     """
+
+    step: int = 1
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Note the size and the grid that it gives.
@@ -173,7 +196,7 @@ class StridedPatchEmbed(GridEmbed):
             raise ValueError(f'stride is {stride!r}; allowed are 1..{patch_size}, the patch size')
         self.patch_size = to_2tuple(patch_size)
         self.stride = to_2tuple(stride)
-        self.reduction, self.least = stride, patch_size
+        self.reduction, self.least, self.step = stride, patch_size, stride
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=stride, device=device, dtype=dtype)
         self.set_input_size(img_size)
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan
 
-from .onednn import Linear, linear
+from .onednn import Linear
 from .scanning import ScanningModule, ScanSpec
-from .ssm import at_least_fp32, decay_rates, init_A_log, init_dt_bias
+from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
-torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('decay_rates')
@@ -40,8 +39,30 @@ class StreamLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
 
 
+class CausalConv1d(nn.Conv1d):
+    """Depthwise convolution of (B, D, L) along L that looks at earlier tokens, or at later ones if it goes backwards.
+
+    Args:
+        dim: Channels D.
+        width: Width of the kernel.
+    """
+
+    def __init__(self, dim: int, width: int, device=None, dtype=None) -> None:
+        super().__init__(dim, dim, width, padding=width - 1, groups=dim, device=device, dtype=dtype)
+        self.backwards = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve; (B, D, L) again."""
+        weight = self.weight.flip(-1) if self.backwards else self.weight
+        length, pad = input.shape[2], weight.shape[-1] - 1
+        # a 2-D convolution of height 1 takes channels-last tokens as they are; a 1-D one would transpose them
+        x = F.conv2d(input.unsqueeze(2), weight.unsqueeze(2), self.bias, padding=[0, pad], groups=weight.shape[0])
+        x = x.squeeze(2)
+        return x[:, :, pad:] if self.backwards else x[:, :, :length]
+
+
 class MambaDirection(nn.Module):
-    """Parameters of one scan direction: causal convolution, x_proj, dt_proj, `A_log` (D, N) and `D` (D,).
+    """One scan direction: causal convolution, x_proj, dt_proj, `A_log` (D, N), `D` (D,), and the scan with them.
 
     Args:
         d_inner: Channels D.
@@ -53,24 +74,38 @@ class MambaDirection(nn.Module):
     def __init__(self, d_inner: int, d_state: int, d_conv: int, dt_rank: int, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, **dd)
+        self.d_state, self.dt_rank = d_state, dt_rank
+        self.conv1d = CausalConv1d(d_inner, d_conv, **dd)
         self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = Linear(dt_rank, d_inner, **dd)
+        self.dt_proj = StepProjection(dt_rank, d_inner, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         init_dt_bias(self.dt_proj.bias)
         init_A_log(self.A_log)
 
-    def forward(self, x: Tensor, backwards: bool) -> Tensor:
-        """Convolve (B, L, D) along L, looking at earlier tokens, or at later ones if `backwards`; then SiLU."""
-        weight = self.conv1d.weight.flip(-1) if backwards else self.conv1d.weight
-        length, pad = x.shape[1], weight.shape[-1] - 1
-        # a 2-D convolution of height 1 takes the channels-last tokens as they are; a 1-D one would transpose them
-        x = x.transpose(1, 2).unsqueeze(2)
-        x = F.conv2d(x, weight.unsqueeze(2), self.conv1d.bias, padding=[0, pad], groups=weight.shape[0])
-        x = x.squeeze(2).transpose(1, 2)
-        return F.silu(x[:, pad:] if backwards else x[:, :length])
+    def forward(self, x: Tensor, z: Tensor, order: Tensor, along_rows: bool, local_window: int) -> Tensor:
+        """Convolve and scan.
+
+        Args:
+            x: Tokens, (B, L, D): as they lie if `along_rows`, else as visited, (B, T, D).
+            z: Gate before SiLU, (B, L, D); applied only if `along_rows`.
+            order: Visiting order, (1, T).
+            along_rows: Whether the convolution goes along tokens as they lie.
+            local_window: Steps per window of LBMamba's local backward scan; 0: none.
+
+        Returns:
+            (B, L, D).
+        """
+        u = F.silu(self.conv1d(x.transpose(1, 2)).transpose(1, 2))
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
+        delta, B, C = self.dt_proj(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
+        A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
+        if along_rows:
+            return scan_tokens(u, delta, A, B, C, D, z=z, order=order, local_window=local_window)
+        # tokens are in visiting order already; they go back to where they came from
+        steps = scan_tokens(u, delta, A, B, C, D, merge=False, local_window=local_window)
+        return torch.zeros_like(z).index_add(1, order[0].long(), steps.squeeze(2))
 
 
 class MambaMixer(ScanningModule):
@@ -109,7 +144,6 @@ class MambaMixer(ScanningModule):
         d_inner = int(expand * dim)
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         order = get_scan(scan, directions)
-        self.d_state, self.dt_rank = d_state, rank
         self.reverse = reverse
         self.num_directions = order.directions
         self.in_proj = Linear(dim, 2 * d_inner, bias=False, **dd)
@@ -124,7 +158,8 @@ class MambaMixer(ScanningModule):
         """Take another order of as many directions."""
         self.along_rows = order.name in _ALONG_ROWS
         walks = _ALONG_ROWS.get(order.name, [False] * order.directions)
-        self.backwards = [backwards != (self.reverse and self.along_rows) for backwards in walks]
+        for direction, backwards in zip(self.directions, walks, strict=True):
+            direction.conv1d.backwards = backwards != (self.reverse and self.along_rows)
 
     def forward(self, x: Tensor, order: Tensor, local_window: int = 0) -> Tensor:
         """Mix tokens.
@@ -141,21 +176,10 @@ class MambaMixer(ScanningModule):
             walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
         else:
             walked = x[:, order.long()]  # (B, K, T, D), as visited
-        outputs = []
-        for k, direction in enumerate(self.directions):
-            # one scan each: all at once would first have to put what every direction made side by side
-            u = direction(walked[:, 0 if self.along_rows else k], self.backwards[k])
-            dt, B, C = direction.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
-            delta = linear(dt, direction.dt_proj.weight).unsqueeze(2)
-            A, D = decay_rates(direction.A_log).unsqueeze(0), at_least_fp32(direction.D).unsqueeze(0)
-            bias = at_least_fp32(direction.dt_proj.bias).unsqueeze(0)
-            B, C = B.unsqueeze(2), C.unsqueeze(2)
-            if self.along_rows:
-                way = order[k : k + 1]
-                outputs.append(scan_tokens(u, delta, A, B, C, D, z, bias, True, way, None, True, False, local_window))
-            else:  # tokens are in visiting order already; they go back to where they came from
-                steps = scan_tokens(u, delta, A, B, C, D, None, bias, True, None, None, False, False, local_window)
-                outputs.append(torch.zeros_like(z).index_add(1, order[k].long(), steps.squeeze(2)))
+        outputs = [  # one scan each: all at once would first have to put what every direction made side by side
+            direction(walked[:, 0 if self.along_rows else k], z, order[k : k + 1], self.along_rows, local_window)
+            for k, direction in enumerate(self.directions)
+        ]
         y = outputs[0]
         for output in outputs[1:]:
             y = y + output

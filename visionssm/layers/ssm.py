@@ -3,12 +3,13 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from visionssm.ops import scan_tokens
 
-from .onednn import linear
+from .onednn import Linear, linear
 
 # fx records the scan as one call, in whichever forward it stands: it checks shapes, which have no values while tracing
 register_notrace_function(scan_tokens)
@@ -28,6 +29,37 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def decay_rates(A_log: Tensor) -> Tensor:
     """The negative rates A = -exp(A_log) in fp32 (fp64 for fp64): bf16 would round decays that multiply up."""
     return -torch.exp(at_least_fp32(A_log))
+
+
+@torch.fx.wrap
+@register_notrace_function
+def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer in the dtype of `weight`, whatever autocast says."""
+    if not torch.jit.is_scripting() and x.device.type != 'meta':  # there autocast does not exist
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.to(weight.dtype), weight, bias)
+    return F.linear(x.to(weight.dtype), weight, bias)
+
+
+class StepProjection(Linear):
+    """The projection to a scan's steps before softplus, (..., R) to (..., D), in fp32 or fp64.
+
+    Half precision would round the bias, and steps of 0.001 would come out a few percent longer or shorter.
+
+    Args:
+        dt_rank: R.
+        d_inner: D.
+        bias_count: How often the bias is added.
+    """
+
+    def __init__(self, dt_rank: int, d_inner: int, bias_count: int = 1, device=None, dtype=None) -> None:
+        super().__init__(dt_rank, d_inner, device=device, dtype=dtype)
+        self.bias_count = bias_count
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Project."""
+        bias = at_least_fp32(self.bias) * self.bias_count
+        return linear_without_autocast(input, at_least_fp32(self.weight), bias)
 
 
 def init_dt_bias(bias: Tensor, dt_min: float = 1e-3, dt_max: float = 0.1, dt_init_floor: float = 1e-4) -> None:

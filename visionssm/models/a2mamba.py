@@ -39,10 +39,12 @@ from visionssm.layers import (
     ScanningModule,
     ScanSpec,
     SelectiveSSM,
+    Stem,
     at_least_fp32,
     check_image_size,
     decay_rates,
     linear,
+    linear_without_autocast,
     na_av,
     na_bias,
     na_qk,
@@ -50,10 +52,11 @@ from visionssm.layers import (
 )
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
-from visionssm.weights.checkpoint import same_layout
+from visionssm.weights.checkpoint import fit_shapes
 
-from .base import Pyramid, Stage
 from .builder import build, cfg
+from .pyramid import Pyramid, Stage
+from .renames import Renames, rename
 
 __all__ = ['A2Mamba']
 
@@ -61,6 +64,7 @@ torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('check_image_size')
 torch.fx.wrap('decay_rates')
 torch.fx.wrap('linear')
+torch.fx.wrap('linear_without_autocast')
 torch.fx.wrap('na_av')
 torch.fx.wrap('na_bias')
 torch.fx.wrap('na_qk')
@@ -74,6 +78,8 @@ def widest_dilation(side: int, window: int) -> int:
     """How far apart the keys of a window may be on an axis: side // window, at most the window."""
     if torch.jit.is_scripting():
         return min(side // window, window)
+    if torch.jit.is_tracing():  # sizes are tensors
+        return min(int(side) // window, window)
     return torch.sym_min(side // window, window)  # sizes may be symbolic
 
 
@@ -99,16 +105,6 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return apply_rot_embed_cat(x, rope).to(x.dtype)
 
 
-@torch.fx.wrap
-@register_notrace_function
-def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer in the dtype of its weights: upstream keeps it out of fp16, which the gated input overflows."""
-    if not torch.jit.is_scripting() and x.device.type != 'meta':  # there autocast does not exist
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(x.to(weight.dtype), weight, bias)
-    return F.linear(x, weight, bias)
-
-
 class DepthwiseConv(nn.Conv2d):
     """Depthwise convolution of (B, H, W, C), padded to keep the size.
 
@@ -123,6 +119,14 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class OutProjection(Linear):
+    """A linear layer in the dtype of its weights: upstream keeps it out of fp16, which the gated input overflows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., C) to (..., D)."""
+        return linear_without_autocast(input, self.weight, self.bias)
 
 
 class LinearNormAct(nn.Module):
@@ -144,7 +148,7 @@ class LinearNormAct(nn.Module):
         return F.silu(self.norm(self.proj(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class Stem(nn.Module):
+class ConvStem(Stem):
     """Four 3x3 convolutions with BatchNorm: images to (B, H / 4, W / 4, D), rounded up.
 
     Args:
@@ -156,7 +160,7 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int, dim: int, min_size: int, device=None, dtype=None) -> None:
         super().__init__()
         args = {'act_layer': 'gelu', 'device': device, 'dtype': dtype}
-        self.min_size = min_size
+        self.least = min_size
         self.conv1 = ConvNormAct(in_chans, dim // 2, 3, stride=2, **args)
         self.conv2 = ConvNormAct(dim // 2, dim // 2, 3, **args)
         self.conv3 = ConvNormAct(dim // 2, dim, 3, stride=2, **args)
@@ -164,7 +168,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images (B, C, H, W)."""
-        check_image_size(x, self.min_size)
+        check_image_size(x, self.least)
         x = self.conv1(x.contiguous(memory_format=torch.channels_last))
         return self.conv4(self.conv3(self.conv2(x))).permute(0, 2, 3, 1)
 
@@ -229,7 +233,7 @@ class AffineScale(nn.Module):
 class StateSSM(SelectiveSSM):
     """A selective scan of one state per channel that gives the states, not what C reads from them."""
 
-    def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scan.
 
         Args:
@@ -237,13 +241,13 @@ class StateSSM(SelectiveSSM):
             order: Visiting orders, (K, T).
 
         Returns:
-            States, (B, L, K, D), and C, (B, L, K, 1).
+            States, (B, L, K, D); C, (B, L, K, 1); what the skips of all directions add, (B, L, D).
         """
         projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
         delta, B, C = split_projection(projected, self.dt_proj_weight, 1)
         A, bias = decay_rates(self.A_log), at_least_fp32(self.dt_proj_bias)
-        ones = torch.ones_like(B)
-        return scan_tokens(x, delta, A, B, ones, None, None, bias, True, order, None, False), C
+        states = scan_tokens(x, delta, A, B, torch.ones_like(B), delta_bias=bias, order=order, merge=False)
+        return states, C, x * self.D.sum(0)
 
 
 class StateAggregation(ScanningModule):
@@ -284,14 +288,14 @@ class StateAggregation(ScanningModule):
         """
         height, width = y.shape[2], y.shape[3]
         u = F.silu(self.conv(y.permute(0, 2, 3, 1, 4).flatten(3))).flatten(1, 2)
-        states, C = self.ssm(u, scan_order(self.scan, height, width, u))
+        states, C, skip = self.ssm(u, scan_order(self.scan, height, width, u))
         states = states.unflatten(3, (self.num_heads, -1)).unflatten(1, (height, width))
         first, second = states.permute(0, 4, 1, 2, 3, 5).flatten(4).chunk(2, 1)  # [B, heads / 2, H, W, K D] each
         first = na_av(near, first, self.window, [1, 1])
         second = na_av(far, second, self.window, dilation)
         x = self.fusion(torch.cat([first, second], 1).movedim(1, -1))  # [B, H, W, K D, heads]
         x = x.unflatten(3, (C.shape[2], -1)).transpose(4, 5).flatten(4).flatten(1, 2)  # [B, L, K, C]
-        x = (x * C).sum(2) + u * self.ssm.D.sum(0)
+        x = (x * C).sum(2) + skip
         return x.to(u.dtype).unflatten(1, (height, width))
 
 
@@ -367,7 +371,7 @@ class A2Mixer(nn.Module):
             self.mix = StateAggregation(dim, num_heads, window, scan, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.out_norm = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.out_proj = Linear(dim, dim, **dd)
+        self.out_proj = OutProjection(dim, dim, **dd)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Mix (B, H, W, C); `rope` as of `rotary_embedding`."""
@@ -389,8 +393,7 @@ class A2Mixer(nn.Module):
         y2 = na_av(far, y1 + v2, window, dilation)
 
         y = self.mix(torch.cat([y1, y2], 1), q, k, near, far, dilation)
-        y = self.out_norm((self.norm(y) + lepe) * gate)
-        return linear_without_autocast(y, self.out_proj.weight, self.out_proj.bias)
+        return self.out_proj(self.out_norm((self.norm(y) + lepe) * gate))
 
 
 class A2MambaBlock(nn.Module):
@@ -555,7 +558,7 @@ class A2Mamba(Pyramid):
             downsample = Downsample(dims[i - 1], dim, **dd) if i else nn.Identity()
             stages.append(RotaryStage(downsample, blocks, dim // num_heads[i]))
         super().__init__(
-            Stem(in_chans, dims[0], min_size, **dd),
+            ConvStem(in_chans, dims[0], min_size, **dd),
             stages,
             nn.Identity(),
             list(dims),
@@ -623,29 +626,19 @@ class A2Mamba(Pyramid):
         size.
         """
         if 'patch_embed.0.weight' in state_dict:
-            renamed = {}
-            for name, x in state_dict.items():
-                if name.endswith('.rope.angle') or (name.endswith('.rpb.0') and f'{name[:-1]}1' in state_dict):
-                    continue
-                for pattern, new in _RENAMES:
-                    name = re.sub(pattern, new, name)
-                name = re.sub(r'^(patch_embed|layers)\.(\d+)\.(\w+)', _place, name)
-                renamed[name] = x
-            state_dict = renamed
-        out = {}
-        shapes = {name: x.shape for name, x in model.state_dict().items()}
-        headless = isinstance(model.head_proj, nn.Identity)
-        for name, x in state_dict.items():
-            if headless and name.startswith('head_proj.'):
-                continue
-            shape = shapes.get(name, x.shape)
-            if x.shape != shape:
-                if same_layout(x.shape, shape):  # 1x1 convolutions, flat scan parameters
-                    x = x.reshape(shape)
-                elif name.endswith('.mix.rpb') and x.shape[:2] == shape[:2]:
-                    x = F.interpolate(x.float(), shape[2:], mode='bicubic').to(x.dtype)
-            out[name] = x
-        return out
+            twice = {f'{name[:-1]}0' for name in state_dict if name.endswith('.rpb.1')}
+            own = {name: x for name, x in state_dict.items() if name not in twice and not name.endswith('.rope.angle')}
+            state_dict = rename(own, _RENAMES)
+        if isinstance(model.head_proj, nn.Identity):
+            state_dict = {name: x for name, x in state_dict.items() if not name.startswith('head_proj.')}
+        state_dict = fit_shapes(state_dict, model)
+        shapes = {name: x.shape for name, x in model.state_dict().items() if name.endswith('.mix.rpb')}
+        resized = {
+            name: F.interpolate(x.float(), shapes[name][2:], mode='bicubic').to(x.dtype)
+            for name, x in state_dict.items()
+            if name in shapes and x.shape != shapes[name] and x.shape[:2] == shapes[name][:2]
+        }
+        return {**state_dict, **resized}
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -655,8 +648,17 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-# upstream names in order of replacement; an even layer is a stage, an odd one the downsampling behind it
-_RENAMES = [
+def _place(match: re.Match) -> str:
+    """Numbered modules: an even layer is a stage, an odd one the downsampling behind it."""
+    part, index, leaf = match[1], int(match[2]), match[3]
+    if part == 'patch_embed':
+        return f'stem.conv{index // 3 + 1}.{"bn" if index % 3 else "conv"}.{leaf}'
+    if index % 2:
+        return f'stages.{index // 2 + 1}.downsample.conv.{"bn" if leaf == "1" else "conv"}'
+    return f'stages.{index // 2}.{leaf}'
+
+
+_RENAMES: Renames = [
     (r'^classifier\.0\.', 'head_proj.proj.'),
     (r'^classifier\.1\.', 'head_proj.norm.'),
     (r'^classifier\.4\.', 'head.fc.'),
@@ -676,19 +678,11 @@ _RENAMES = [
     (r'\.ssm\.dt_projs_bias$', '.mix.ssm.dt_proj_bias'),
     (r'\.ssm\.A_logs$', '.mix.ssm.A_log'),
     (r'\.ssm\.Ds$', '.mix.ssm.D'),
+    (r'^(patch_embed|layers)\.(\d+)\.(\w+)', _place),
 ]
 
 
 checkpoint_filter_fn = A2Mamba.checkpoint_filter_fn  # where timm keeps it
-
-
-def _place(match: re.Match) -> str:
-    part, index, leaf = match[1], int(match[2]), match[3]
-    if part == 'patch_embed':
-        return f'stem.conv{index // 3 + 1}.{"bn" if index % 3 else "conv"}.{leaf}'
-    if index % 2:
-        return f'stages.{index // 2 + 1}.downsample.conv.{"bn" if leaf == "1" else "conv"}'
-    return f'stages.{index // 2}.{leaf}'
 
 
 def _cfg(size: str = '', **kwargs) -> dict:

@@ -17,8 +17,8 @@ from timm.layers import ConvNormAct, DropPath
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from .base import rename
 from .plainmamba import PlainMamba
+from .renames import rename
 
 Sizes = list[tuple[int, int]]
 
@@ -179,9 +179,11 @@ class PlainMambaAdapter(nn.Module):
         drop_path_rate: Stochastic depth of that feed-forward, per sample.
 
     Raises:
-        TypeError: If `model` is no PlainMamba.
+        TypeError: If `model` is not a PlainMamba.
         ValueError: If the heads do not divide the channels, or the groups the blocks.
     """
+
+    inner = 'model.'  # where a classifier's weights are
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class PlainMambaAdapter(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(model, PlainMamba):
+        if not getattr(model, 'takes_adapter', False):
             raise TypeError(f'the adapter is for PlainMamba, not for {type(model).__name__}')
         if groups < 1 or len(model.blocks) % groups:
             raise ValueError(f'groups is {groups!r}; allowed are divisors of the {len(model.blocks)} blocks')

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .adapter import PlainMambaAdapter
-from .base import Pyramid
 from .builder import checkpoint_filter, take_indices
-from .groupmamba import GroupMamba
-from .plainmamba import PlainMamba
 
 
 class DenseModel(nn.Module):
@@ -19,8 +15,8 @@ class DenseModel(nn.Module):
         model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.
         out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising; negative
             ones count from the end.
-        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm. Stages
-            that end with a norm (GroupMamba's first three) get none.
+        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm. Levels
+            whose maps are normed already (`norm` in `feature_info`: GroupMamba's first three) get none.
         out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
 
     Attributes:
@@ -45,8 +41,8 @@ class DenseModel(nn.Module):
         if not taken or taken != sorted(set(taken)):
             raise ValueError(f'out_indices is {tuple(out_indices)!r}; allowed are rising ones, at least one')
         levels = [model.feature_info[i] for i in taken]
-        own = {i for i in taken if isinstance(model, Pyramid) and isinstance(model.stages[i].norm, nn.LayerNorm)}
-        like = model.stages[min(own)].norm if own else getattr(model, 'norm', None)
+        normed = [level['norm'] for level in levels if 'norm' in level]
+        like = model.get_submodule(normed[0]) if normed else getattr(model, 'norm', None)
         eps = getattr(like, 'eps', 1e-5)
         before = set(model.state_dict())
         model.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
@@ -61,13 +57,13 @@ class DenseModel(nn.Module):
             if out_channels is not None:
                 self.add_module(f'outproj{i}', nn.Linear(level['num_chs'], width))
             if out_norm:
-                has_one = i in own and out_channels is None
+                has_one = 'norm' in level and out_channels is None
                 self.add_module(f'outnorm{i}', nn.Identity() if has_one else nn.LayerNorm(width, eps=eps))
 
     @property
     def added(self) -> list[str]:
         """Names of the weights that a classifier does not have."""
-        own = 'model.model.' if isinstance(self.model, PlainMambaAdapter) else 'model.'
+        own = f'model.{getattr(self.model, "inner", "")}'
         return [name for name in self.state_dict() if not name.startswith(own)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -101,10 +97,6 @@ def dense_state_dict(state_dict: dict[str, Tensor], dense: DenseModel) -> dict[s
         else:
             norms[ours] = x
     own = checkpoint_filter(type(model))(own, model)
-    if isinstance(model, PlainMamba) and dense.out_norm and not any('blocks.' in name for name in dense.removed):
-        for name in ('weight', 'bias'):  # its final norm is that of the last block's map
-            if f'norm.{name}' in own:
-                norms[f'outnorm{dense.out_indices[-1]}.{name}'] = own.pop(f'norm.{name}')
     return {**{f'model.{name}': x for name, x in own.items()}, **norms}
 
 
@@ -113,9 +105,10 @@ def _out_norm(name: str, dense: DenseModel) -> str | None:
     match = re.fullmatch(r'(?:outnorm|norm_layer)(\d+)\.(\w+)', name)  # VMamba, MSVMamba; PlainMamba
     if match:
         return f'outnorm{match[1]}.{match[2]}'
-    match = re.fullmatch(r'(?:norm4|head\.norm)\.(\w+)', name)
-    if match and isinstance(dense.model, GroupMamba) and dense.out_norm and 3 in dense.out_indices:
-        return f'outnorm3.{match[1]}'  # which its classifier applies to the pooled map
+    match = re.fullmatch(getattr(dense.model, 'final_norm', '$^'), name)
+    last = len(dense.model.feature_info) - 1
+    if match and dense.out_norm and last in dense.out_indices:
+        return f'outnorm{last}.{match[1]}'
     match = re.fullmatch(r'out(norm|_map)_(\d+)\.(\w+)', name)  # LBVim counts the maps wanted
     if match and int(match[2]) < len(dense.out_indices):
         kind = 'outnorm' if match[1] == 'norm' else 'outproj'

@@ -29,19 +29,20 @@ from visionssm.layers import (
     Mlp,
     ScanSpec,
     SelectiveSSM,
+    Stem,
     check_image_size,
 )
 from visionssm.scans import ScanOrder, get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
-from .base import Pyramid, Stage, rename
 from .builder import build, cfg
-from .vssm import SCAN_RENAMES
+from .pyramid import Pyramid, Stage
+from .renames import SCAN_RENAMES, rename
 
 __all__ = ['GroupMamba']
 
 
-class ConvStem(nn.Module):
+class ConvStem(Stem):
     """Three convolutions with batch norm and ReLU, then `ConvDownsample`: tokens (B, H / p, W / p, D), rounded up.
 
     Args:
@@ -66,7 +67,7 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
-        check_image_size(x, 1)
+        check_image_size(x, self.least)
         x = self.conv3(self.conv2(self.conv1(x.contiguous(memory_format=torch.channels_last))))
         return self.downsample(x.permute(0, 2, 3, 1))
 
@@ -205,6 +206,8 @@ class GroupMamba(Pyramid):
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
     """
+
+    final_norm = r'(?:norm4|head\.norm)\.(\w+)'
 
     def __init__(
         self,

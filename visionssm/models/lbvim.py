@@ -33,8 +33,9 @@ from visionssm.layers import (
 )
 from visionssm.scans import get_scan, scan_order
 
-from .base import Isotropic, fit_pos_embed, init_mamba_stack, rename
 from .builder import build, cfg
+from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
+from .renames import rename
 
 __all__ = ['LBVim']
 

@@ -27,9 +27,10 @@ from visionssm.layers import ChannelGate, DepthwiseMlp, Linear, ScanSpec, Select
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
-from .base import Pyramid, rename
 from .builder import build, cfg, record_args
-from .vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
+from .pyramid import Pyramid
+from .renames import VSSM_RENAMES, place_renames, rename
+from .vssm import make_stages, make_stem
 
 __all__ = ['MSVMamba']
 

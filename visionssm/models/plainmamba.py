@@ -23,6 +23,7 @@ from visionssm.layers import (
     Linear,
     ScanningModule,
     ScanSpec,
+    StepProjection,
     at_least_fp32,
     change_scan,
     check_image_size,
@@ -33,8 +34,9 @@ from visionssm.layers import (
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from .base import Isotropic, fit_pos_embed, rename
 from .builder import build, cfg, record_args
+from .isotropic import Isotropic, fit_pos_embed
+from .renames import rename
 
 __all__ = ['PlainMamba']
 
@@ -134,7 +136,7 @@ class PlainMambaMixer(ScanningModule):
         self.in_proj = Linear(dim, 2 * d_inner, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
         self.x_proj = Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = Linear(rank, d_inner, **dd)
+        self.dt_proj = StepProjection(rank, d_inner, bias_count=2, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         self.direction_B = nn.Parameter(torch.empty(5, d_state, **dd))
@@ -177,7 +179,6 @@ class PlainMambaMixer(ScanningModule):
         dt, B, C = self.x_proj(x).split([self.dt_proj.in_features, N, N], -1)
         dt = self.dt_proj(dt)
         A, skip = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
-        bias = at_least_fp32(self.dt_proj.bias).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
         if not self.permutation:  # a walk longer than the grid starts over with the parameters
             step = step % (height * width)
@@ -185,10 +186,10 @@ class PlainMambaMixer(ScanningModule):
         dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)
         B = B.unsqueeze(2) + self.direction_B[walk[1].t()]  # [B, T, K, N]
         if self.permutation:
-            y = scan_tokens(x, dt, A, B, C, skip, z, bias, True, order, step.expand(K, -1))
+            y = scan_tokens(x, dt, A, B, C, skip, z=z, order=order, param_order=step.expand(K, -1))
         else:
             u = x[:, order.t()]
-            y = scan_tokens(u, dt, A, B, C, skip, None, bias, True, None, None, False)
+            y = scan_tokens(u, dt, A, B, C, skip, merge=False)
             y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2)) * F.silu(z)
         return self.out_proj(y.unflatten(1, (height, width)))
 
@@ -246,6 +247,9 @@ class PlainMamba(Isotropic):
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
     """
+
+    final_norm = r'(?:backbone\.)?(?:ln1|norm)\.(\w+)'
+    takes_adapter = True
 
     def __init__(
         self,

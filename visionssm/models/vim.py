@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from .base import Isotropic, fit_pos_embed, init_mamba_stack, rename
 from .builder import build, cfg
+from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
+from .renames import rename
 
 __all__ = ['Vim']
 

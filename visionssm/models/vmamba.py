@@ -21,9 +21,10 @@ from visionssm.layers import SS2D, Mlp, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
-from .base import Pyramid, rename
 from .builder import build, cfg
-from .vssm import VSSM_RENAMES, make_stages, make_stem, place_renames
+from .pyramid import Pyramid
+from .renames import VSSM_RENAMES, place_renames, rename
+from .vssm import make_stages, make_stem
 
 __all__ = ['VMamba']
 

@@ -1,6 +1,5 @@
-"""What VMamba and the pyramids grown from it share: stems, downsampling, and upstream's checkpoint names."""
+"""What VMamba and the pyramids grown from it share: stems, downsampling, stages."""
 
-import re
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import ConvDownsample, OverlapStem, PatchStem
 
-from .base import Pyramid, Stage
+from .pyramid import Stage
 
 
 class PatchMerge(PatchMerging):
@@ -30,8 +29,6 @@ class PatchMerge(PatchMerging):
 
 STEMS = {'patch': PatchStem, 'overlap': OverlapStem}
 DOWNSAMPLES = {'merge': PatchMerge, 'conv': ConvDownsample}
-
-Renames = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
 
 def make_stem(kind: str, in_chans: int, dim: int, patch_size: int, device=None, dtype=None) -> nn.Module:
@@ -83,54 +80,3 @@ def _choose(name: str, value: str, allowed: dict[str, type[nn.Module]]) -> type[
     if value not in allowed:
         raise ValueError(f'{name} is {value!r}; allowed are {", ".join(allowed)}')
     return allowed[value]
-
-
-# inside a mixer, whatever it is called
-SCAN_RENAMES: Renames = [
-    (r'\.out_norm\.', '.norm.'),
-    (r'\.conv2d\.(?:1\.)?', '.conv.'),
-    (r'\.x_proj[._]weight$', '.ssm.x_proj_weight'),
-    (r'\.dt_projs[._]weight$', '.ssm.dt_proj_weight'),
-    (r'\.dt_projs_bias$', '.ssm.dt_proj_bias'),
-    (r'\.A_logs$', '.ssm.A_log'),
-    (r'\.Ds$', '.ssm.D'),
-]
-# VMamba's names in order of replacement: three generations of files, one result
-VSSM_RENAMES: Renames = [
-    (r'^backbone\.', ''),
-    (r'^patch_embed\.proj\.', 'patch_embed.0.'),
-    (r'^patch_embed\.norm\.', 'patch_embed.2.'),
-    (r'^(?:classifier\.)?norm\.', 'norm.'),
-    (r'^(?:classifier\.)?head\.(?!fc\.)', 'head.fc.'),
-    (r'\.ln_1\.', '.norm.'),
-    (r'^(layers\.\d+\.blocks\.\d+)\.norm\.', r'\1.norm1.'),
-    (r'\.(?:self_attention|op)\.', '.mixer.'),
-    *SCAN_RENAMES,
-]
-_STEM = {
-    PatchStem: {'0': 'conv', '2': 'norm'},
-    OverlapStem: {'0': 'conv1', '2': 'norm1', '5': 'conv2', '7': 'norm2'},
-}
-_DOWNSAMPLE = {
-    PatchMerge: {'norm': 'norm', 'reduction': 'reduction', '1': 'norm', '2': 'reduction'},
-    ConvDownsample: {'1': 'conv', '3': 'norm'},
-}
-
-
-def place_renames(model: Pyramid) -> Renames:
-    """VMamba's numbered modules of stem and downsampling, by what the model has there; then stages."""
-    stem = _STEM[type(model.stem)]
-    downsample = _DOWNSAMPLE.get(type(model.stages[-1].downsample), {})
-
-    def of_stem(match: re.Match) -> str:
-        return f'stem.{stem.get(match[1], match[1])}.'
-
-    def of_stage(match: re.Match) -> str:
-        # upstream counts a downsampling to the stage before it
-        return f'stages.{int(match[1]) + 1}.downsample.{downsample.get(match[2], match[2])}.'
-
-    return [
-        (r'^patch_embed\.(\w+)\.', of_stem),
-        (r'^layers\.(\d+)\.downsample\.(\w+)\.', of_stage),
-        (r'^layers\.', 'stages.'),
-    ]

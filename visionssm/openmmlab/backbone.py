@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from visionssm.catalog.models import check_model, sketch
-from visionssm.layers import PatchStem, ScanSpec, StridedPatchEmbed
+from visionssm.layers import ScanSpec
 from visionssm.models.adapter import PlainMambaAdapter
 from visionssm.models.dense import DenseModel, dense_state_dict
 from visionssm.weights.checkpoint import check_fit
@@ -111,17 +111,8 @@ class Backbone(DenseModel, BaseModule):
         )
 
     def _padded(self, side: int) -> int:
-        """The least side from `side` on that the model takes without leaving pixels out."""
-        model = self.model
-        embed = getattr(model, 'patch_embed', None)
-        stem = getattr(model, 'stem', None)
-        if isinstance(embed, StridedPatchEmbed):
-            patch, step = embed.patch_size[0], embed.stride[0]
-        elif isinstance(stem, PatchStem):
-            patch = step = stem.patch_size
-        else:
-            return max(side, getattr(stem, 'min_size', 1))
-        return patch + max(0, math.ceil((side - patch) / step)) * step
+        """The least side from `side` on that the model takes without leaving pixels out; timm's own models take all."""
+        return self.model.whole_side(side) if hasattr(self.model, 'whole_side') else side
 
     def init_weights(self) -> None:
         """Load what `init_cfg` names; without it, models have initialised themselves.

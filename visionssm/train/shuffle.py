@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visionssm.models.base import Isotropic
+from visionssm.models.isotropic import Isotropic
 
 
 def shuffle_layers(model: nn.Module, rate: float) -> None:

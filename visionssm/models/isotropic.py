@@ -1,214 +1,14 @@
-"""timm's contract, written once for pyramids and once for models of one resolution."""
+"""timm's contract for models of one resolution: patches, a stack of blocks, head."""
 
 import math
-import re
-from collections.abc import Callable, Iterable
 
 import torch
-from timm.layers import ClassifierHead, lecun_normal_, resample_abs_pos_embed, trunc_normal_
-from timm.models import checkpoint, checkpoint_seq
+from timm.layers import lecun_normal_, resample_abs_pos_embed, trunc_normal_
+from timm.models import checkpoint
 from torch import Tensor, nn
 
-from visionssm.layers import ScanSpec, change_scan
-
 from .builder import record_args, take_indices
-
-
-class ScanningBackbone(nn.Module):
-    """A model that walks tokens: `scan` is its order as a string, `scan_directions` its number of parameter sets."""
-
-    @torch.jit.ignore
-    def set_scan(self, scan: ScanSpec) -> None:
-        """Walk along another scan order with as many directions; the weights stay as they are.
-
-        Args:
-            scan: Name, dict, JSON string or `ScanOrder`.
-
-        Raises:
-            ValueError: If the order is unknown or has another number of directions.
-        """
-        self.scan = change_scan(self, scan, self.scan_directions).to_json()
-        record_args(self, scan=self.scan)
-
-
-class Stage(nn.Module):
-    """Downsampling, if any, then blocks at one resolution, and a norm where the family has one.
-
-    Args:
-        downsample: Module that halves the map, or an identity.
-        blocks: Blocks in order.
-        norm: Norm of the last block's map, which the next stage then reads; None: none.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.Identity() if norm is None else norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the stage on (B, H, W, C)."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return self.norm(x)
-
-
-class Pyramid(ScanningBackbone):
-    """Stem, stages, norm on the map, pooling, linear classifier; maps are (B, H, W, C).
-
-    Args:
-        stem: Images to the first map.
-        stages: `Stage` modules; each after the first halves the map.
-        norm: Norm of the last map.
-        dims: Channels per stage.
-        reduction: Pixels per token along a side after the stem.
-        in_chans: Image channels.
-        num_classes: Classes; 0: no classifier.
-        global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
-        drop_rate: Dropout before the classifier.
-    """
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        stages: list[nn.Module],
-        norm: nn.Module,
-        dims: list[int],
-        reduction: int,
-        in_chans: int,
-        num_classes: int,
-        global_pool: str,
-        drop_rate: float,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
-        self.output_fmt = 'NHWC'
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = [
-            {'num_chs': dim, 'reduction': reduction * 2**i, 'module': f'stages.{i}'} for i, dim in enumerate(dims)
-        ]
-        self.stem = stem
-        self.stages = nn.Sequential(*stages)
-        self.norm = norm
-        self.head = self._make_head(num_classes, global_pool, device, dtype)
-
-    def _make_head(self, num_classes: int, global_pool: str, device, dtype) -> nn.Module:
-        return ClassifierHead(
-            self.num_features,
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=self.drop_rate,
-            input_fmt='NHWC',
-            device=device,
-            dtype=dtype,
-        )
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the normed last map (B, H', W', D)."""
-        return self.norm(self.stages(self.stem(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify a map; with `pre_logits` only pool."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps after stages.
-
-        Args:
-            x: Images, (B, C, H, W).
-            indices: Stages wanted: the last n if an int, all if None.
-            norm: Apply the final norm to the last stage's map, the only one that it fits.
-            stop_early: Do not run stages behind the last one wanted.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: Leave out the final features.
-
-        Returns:
-            (final features as of `forward_features`, maps), or the maps.
-
-        Raises:
-            ValueError: If a stage does not exist or the format is another.
-        """
-        if output_fmt not in ('NCHW', 'NHWC'):
-            raise ValueError(f'output_fmt is {output_fmt!r}; allowed are NCHW and NHWC')
-        taken, highest = take_indices(len(self.stages), indices)
-        last = len(self.stages) - 1
-        maps = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages[: highest + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in taken:
-                y = self.norm(x) if norm and i == last else x
-                maps.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == 'NCHW' else y)
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if not stop_early or highest == last else x), maps
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove stages behind the last one wanted, with the norm and head that do not fit then, or as asked."""
-        taken, highest = take_indices(len(self.stages), indices)
-        cut = highest < len(self.stages) - 1
-        self.stages = self.stages[: highest + 1]
-        if cut:
-            self.num_features = self.head_hidden_size = self.feature_info[highest]['num_chs']
-        if cut or prune_norm:
-            self.norm = nn.Identity()
-        if cut or prune_head:
-            self.reset_classifier(0, '')
-        return taken
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier."""
-        return self.head.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier of `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
-        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.head = self._make_head(num_classes, pool, like.device, like.dtype).train(self.training)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns of parameter groups, for layer-wise learning rates."""
-        fine = [
-            (r'^stages\.(\d+)\.blocks\.(\d+)', None),
-            (r'^stages\.(\d+)\.downsample', (0,)),
-            (r'^stages\.(\d+)\.norm', (99999,)),  # with the last block
-            (r'^norm', (99999,)),
-        ]
-        return {'stem': r'^stem', 'blocks': r'^stages\.(\d+)' if coarse else fine}
+from .scanning import ScanningBackbone
 
 
 class Isotropic(ScanningBackbone):
@@ -236,6 +36,7 @@ class Isotropic(ScanningBackbone):
     """
 
     POOLS = ('', 'avg')
+    embedding = 'patch_embed'
 
     def __init__(
         self,
@@ -409,18 +210,6 @@ def init_mamba_stack(model: Isotropic) -> None:
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         with torch.no_grad():
             weight /= math.sqrt(len(model.blocks))
-
-
-def rename(
-    state_dict: dict[str, Tensor], replacements: Iterable[tuple[str, str | Callable[[re.Match], str]]]
-) -> dict[str, Tensor]:
-    """The same tensors under names with every (pattern, replacement) of `re.sub` applied in turn."""
-    renamed = {}
-    for name, x in state_dict.items():
-        for pattern, new in replacements:
-            name = re.sub(pattern, new, name)
-        renamed[name] = x
-    return renamed
 
 
 def fit_pos_embed(state_dict: dict[str, Tensor], model: Isotropic) -> dict[str, Tensor]:

@@ -1,0 +1,41 @@
+"""What pyramids and models of one resolution have in common: a scan order that can change, and what dense heads ask."""
+
+import torch
+from torch import nn
+
+from visionssm.layers import ScanSpec, change_scan, whole_side
+
+from .builder import record_args
+
+
+class ScanningBackbone(nn.Module):
+    """A model that walks tokens: `scan` is its order as a string, `scan_directions` its number of parameter sets.
+
+    Attributes:
+        embedding: Name of the module that reads images.
+        final_norm: Pattern of the names, upstream's and ours, of the weights of the norm before the classifier, if the
+            authors' detectors and segmenters put it on the last map; its group is the rest of a name.
+        takes_adapter: Whether `PlainMambaAdapter` fits around the model.
+    """
+
+    embedding: str = ''
+    final_norm: str = '$^'
+    takes_adapter: bool = False
+
+    @torch.jit.ignore
+    def set_scan(self, scan: ScanSpec) -> None:
+        """Walk along another scan order with as many directions; the weights stay as they are.
+
+        Args:
+            scan: Name, dict, JSON string or `ScanOrder`.
+
+        Raises:
+            ValueError: If the order is unknown or has another number of directions.
+        """
+        self.scan = change_scan(self, scan, self.scan_directions).to_json()
+        record_args(self, scan=self.scan)
+
+    @torch.jit.ignore
+    def whole_side(self, side: int) -> int:
+        """The least side, from `side` on, of images that the model takes without leaving pixels out."""
+        return whole_side(self.get_submodule(self.embedding), side)
