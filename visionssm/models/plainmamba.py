@@ -132,7 +132,7 @@ class PlainMambaMixer(ScanningModule):
             raise ValueError(f'd_conv is {d_conv!r}; allowed are odd numbers')
         dd = {'device': device, 'dtype': dtype}
         d_inner, rank = int(expand * dim), math.ceil(dim / 16)
-        self.d_state = d_state
+        self.d_state, self.dt_rank = d_state, rank
         self.in_proj = Linear(dim, 2 * d_inner, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
         self.x_proj = Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
@@ -176,7 +176,7 @@ class PlainMambaMixer(ScanningModule):
         x, z = self.in_proj(x).chunk(2, -1)
         x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
         z = z.flatten(1, 2)
-        dt, B, C = self.x_proj(x).split([self.dt_proj.in_features, N, N], -1)
+        dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
         dt = self.dt_proj(dt)
         A, skip = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
