@@ -14,7 +14,7 @@ Sources, per family: the README of the repository at the commit given, the pages
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .records import Family, Model, Published
@@ -26,9 +26,14 @@ _NO_HEAD = 'theirs is without the classifier'
 _UNKNOWN = 'how theirs was counted is not published; ours is {} in matrix products, the rest in the scan'
 
 
-def _metrics(dataset: str, values: tuple[float, ...]) -> dict[str, float]:
+def _metrics(dataset: str, values: Sequence[float]) -> dict[str, float]:
     names = ('box AP', 'mask AP') if dataset == 'coco' else ('mIoU', 'mIoU (multi-scale)')
     return dict(zip(names, values, strict=False))
+
+
+def _unpublished(*rows: tuple[Any, ...]) -> dict[str, dict[str, float]]:
+    """Rows of a name and its metrics."""
+    return {name: _metrics(name.rpartition('_')[2], values) for name, *values in rows}
 
 
 # VMamba
@@ -216,6 +221,11 @@ VIM = Family(
         ),
         _vim('small', 'patch16_stride8_224', _VIM_SMALL, 's_midclstok_ft_81p6', 81.6, 417),
     ),
+    unpublished=_unpublished(
+        ('vim_tiny_patch16_224.cascade_mask_rcnn_100e_coco', 45.7, 39.2),
+        ('vim_tiny_patch16_224.upernet_160k_ade20k', 41.0),
+        ('vim_small_patch16_224.upernet_160k_ade20k', 44.9),
+    ),
 )
 
 # MSVMamba
@@ -304,6 +314,13 @@ MSVMAMBA = Family(
         _msvmamba_dense('micro', _UPER, 'ade20k', '1naZHL4mwTchllAE001SsyZ_z4y_JRF0s', 45.1, 45.4),
         _msvmamba_dense('tiny', _UPER, 'ade20k', '1FaFPFExDd_4goIlLjTR7fXsuMRr-vYoY', 47.8),
     ),
+    unpublished=_unpublished(
+        ('msvmambav3_tiny.mask_rcnn_1x_coco', 46.9, 42.5),
+        ('msvmambav3_small.mask_rcnn_1x_coco', 48.1, 43.2),
+        ('msvmambav3_tiny.mask_rcnn_3x_coco', 48.7, 43.4),
+        ('msvmambav3_small.mask_rcnn_3x_coco', 49.7, 44.2),
+        ('msvmambav3_tiny.upernet_160k_ade20k', 47.9, 48.5),
+    ),
 )
 
 # GroupMamba
@@ -373,6 +390,10 @@ GROUPMAMBA = Family(
         ),
         # its Hub repository holds a card and no file
         _groupmamba('base', '1A_srBeDYpsinU5W3PAEADu1saoz413EU', 84.5),
+    ),
+    unpublished=_unpublished(
+        ('groupmamba_tiny.mask_rcnn_1x_coco', 47.6, 42.9),
+        ('groupmamba_tiny.upernet_160k_ade20k', 48.6, 49.2),
     ),
 )
 
@@ -569,6 +590,14 @@ MAMBAOUT = Family(
         'mambaout_base_plus_rw': Model(101_656_552, 19_161_191_808),
         'test_mambaout': Model(447_560, 24_595_584),
     },
+    unpublished=_unpublished(
+        ('mambaout_tiny.mask_rcnn_1x_coco', 45.1, 41.0),
+        ('mambaout_small.mask_rcnn_1x_coco', 47.4, 42.7),
+        ('mambaout_base.mask_rcnn_1x_coco', 47.4, 43.0),
+        ('mambaout_tiny.upernet_160k_ade20k', 47.4, 48.6),
+        ('mambaout_small.upernet_160k_ade20k', 49.5, 50.6),
+        ('mambaout_base.upernet_160k_ade20k', 49.6, 51.0),
+    ),
 )
 FAMILIES = {family.key: family for family in (VMAMBA, VIM, MSVMAMBA, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAOUT)}
 
@@ -613,6 +642,12 @@ def published_files(model: str = '', task: str = '') -> Iterator[Published]:
 def find_published(name: str) -> Published | None:
     """The file `model.tag` or `model.method_dataset`; of a bare model, its default classifier; None: there is none."""
     return next((file for file in published_files() if name == file.name or (file.tag and name == file.model)), None)
+
+
+def reported_metrics(name: str) -> Mapping[str, float]:
+    """What the authors report under the name of a file, in percent, published or not; empty: nothing."""
+    file, family = find_published(name), family_of(name)
+    return file.metrics if file else family.unpublished.get(name, {}) if family else {}
 
 
 def get_downstream(name: str) -> Published:

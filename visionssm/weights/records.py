@@ -155,6 +155,8 @@ class Family:
         license: Of the code, as the Hub names it; 'unknown': none is stated.
         models: Registered names; those that are tested only begin with `test_`.
         files: What the authors published; empty for a family whose tags are timm's.
+        unpublished: What the authors report of detectors and segmenters of which they published no file, by the name
+            that the file would have.
         borrowed: Whether the models are timm's, and its registry the record of their weights.
     """
 
@@ -169,4 +171,5 @@ class Family:
     license: str
     models: Mapping[str, Model]
     files: tuple[Published, ...] = ()
+    unpublished: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     borrowed: bool = False

@@ -1,4 +1,4 @@
-"""UPerNet with GroupMamba-T, 160k iterations, ADE20K: mIoU 48.6, multi-scale mIoU 49.2 by the authors."""
+"""UPerNet with GroupMamba-T, 160k iterations, ADE20K: mIoU 48.6, mIoU (multi-scale) 49.2 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

@@ -1,4 +1,4 @@
-"""UPerNet with MambaOut-Base, 160k iterations, ADE20K: mIoU 49.6, multi-scale mIoU 51.0 by the authors."""
+"""UPerNet with MambaOut-Base, 160k iterations, ADE20K: mIoU 49.6, mIoU (multi-scale) 51.0 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

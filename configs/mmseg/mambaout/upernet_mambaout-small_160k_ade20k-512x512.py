@@ -1,4 +1,4 @@
-"""UPerNet with MambaOut-Small, 160k iterations, ADE20K: mIoU 49.5, multi-scale mIoU 50.6 by the authors."""
+"""UPerNet with MambaOut-Small, 160k iterations, ADE20K: mIoU 49.5, mIoU (multi-scale) 50.6 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

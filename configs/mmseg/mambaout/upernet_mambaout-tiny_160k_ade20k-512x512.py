@@ -1,4 +1,4 @@
-"""UPerNet with MambaOut-Tiny, 160k iterations, ADE20K: mIoU 47.4, multi-scale mIoU 48.6 by the authors."""
+"""UPerNet with MambaOut-Tiny, 160k iterations, ADE20K: mIoU 47.4, mIoU (multi-scale) 48.6 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

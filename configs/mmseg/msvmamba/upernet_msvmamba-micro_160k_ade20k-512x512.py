@@ -1,4 +1,4 @@
-"""UPerNet with MSVMamba-M, 160k iterations, ADE20K: mIoU 45.1, multi-scale mIoU 45.4 by the authors."""
+"""UPerNet with MSVMamba-M, 160k iterations, ADE20K: mIoU 45.1, mIoU (multi-scale) 45.4 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

@@ -1,4 +1,4 @@
-"""UPerNet with MSVMamba-T (v3), 160k iterations, ADE20K: mIoU 47.9, multi-scale mIoU 48.5 by the authors."""
+"""UPerNet with MSVMamba-T (v3), 160k iterations, ADE20K: mIoU 47.9, mIoU (multi-scale) 48.5 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

@@ -1,4 +1,4 @@
-"""UPerNet with VMamba-B (s2l15), 160k iterations, ADE20K: mIoU 51.0, multi-scale mIoU 51.6 by the authors."""
+"""UPerNet with VMamba-B (s2l15), 160k iterations, ADE20K: mIoU 51.0, mIoU (multi-scale) 51.6 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

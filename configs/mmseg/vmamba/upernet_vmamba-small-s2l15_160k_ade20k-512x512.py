@@ -1,4 +1,4 @@
-"""UPerNet with VMamba-S (s2l15), 160k iterations, ADE20K: mIoU 50.6, multi-scale mIoU 51.2 by the authors."""
+"""UPerNet with VMamba-S (s2l15), 160k iterations, ADE20K: mIoU 50.6, mIoU (multi-scale) 51.2 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

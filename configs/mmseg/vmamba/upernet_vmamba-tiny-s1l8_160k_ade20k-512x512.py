@@ -1,4 +1,4 @@
-"""UPerNet with VMamba-T (s1l8), 160k iterations, ADE20K: mIoU 47.9, multi-scale mIoU 48.8 by the authors."""
+"""UPerNet with VMamba-T (s1l8), 160k iterations, ADE20K: mIoU 47.9, mIoU (multi-scale) 48.8 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

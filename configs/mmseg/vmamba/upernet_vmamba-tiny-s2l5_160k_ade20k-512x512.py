@@ -1,4 +1,4 @@
-"""UPerNet with VMamba-T (s2l5), 160k iterations, ADE20K: mIoU 48.3, multi-scale mIoU 48.6 by the authors."""
+"""UPerNet with VMamba-T (s2l5), 160k iterations, ADE20K: mIoU 48.3, mIoU (multi-scale) 48.6 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(

@@ -1,4 +1,4 @@
-"""UPerNet with VMamba-B, first release, 160k iterations, ADE20K: mIoU 50.0, multi-scale mIoU 51.3 by the authors."""
+"""UPerNet with VMamba-B, first release, 160k iterations, ADE20K: mIoU 50.0, mIoU (multi-scale) 51.3 by the authors."""
 
 _base_ = './_base_/upernet_160k.py'
 model = dict(
