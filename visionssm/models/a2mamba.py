@@ -31,7 +31,7 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
@@ -54,7 +54,7 @@ from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
-from .builder import build, cfg
+from .builder import build, family_cfgs
 from .pyramid import Pyramid, Stage
 from .renames import Renames, rename
 
@@ -685,37 +685,18 @@ _RENAMES: Renames = [
 checkpoint_filter_fn = A2Mamba.checkpoint_filter_fn  # where timm keeps it
 
 
-def _cfg(size: str = '', **kwargs) -> dict:
-    if size:
-        kwargs['hf_hub_id'] = 'LMMM2025/A2Mamba'
-        kwargs['hf_hub_filename'] = f'a2mamba_pretrained_weights/a2mamba_{size}.pth'
-        kwargs['weights'] = "'state_dict' of the file, or all of it"
-        kwargs['notes'] = ('neither the repository nor the Hub repository is known to state a licence',)
-    return cfg(
-        **{
-            'license': 'unknown',
-            'min_input_size': (3, 193, 193),
-            'pool_size': (7, 7),
-            'crop_pct': 0.9,
-            'first_conv': 'stem.conv1.conv',
-            'classifier': 'head.fc',
-            'origin_url': 'https://github.com/LMMMEng/A2Mamba',
-            'paper_ids': 'arXiv:2507.16624',
-            'paper_name': 'A2Mamba: Attention-augmented State Space Models for Visual Recognition',
-            **kwargs,
-        }
-    )
-
-
-default_cfgs = generate_default_cfgs(
+default_cfgs = family_cfgs(
+    'a2mamba',
     {
-        'a2mamba_nano.in1k': _cfg('nano', top1=78.7),
-        'a2mamba_tiny.in1k': _cfg('tiny', top1=83.0),
-        'a2mamba_small.in1k': _cfg('small', top1=84.7),
-        'a2mamba_base.in1k': _cfg('base', top1=85.7, crop_pct=0.95),
-        'a2mamba_large.in1k': _cfg('large', top1=86.1, crop_pct=0.975),
-        'test_a2mamba': _cfg(input_size=(3, 96, 96), min_input_size=(3, 25, 25), pool_size=(3, 3)),
-    }
+        'a2mamba_base': {'crop_pct': 0.95},
+        'a2mamba_large': {'crop_pct': 0.975},
+        'test_a2mamba': {'input_size': (3, 96, 96), 'min_input_size': (3, 25, 25), 'pool_size': (3, 3)},
+    },
+    min_input_size=(3, 193, 193),
+    pool_size=(7, 7),
+    crop_pct=0.9,
+    first_conv='stem.conv1.conv',
+    classifier='head.fc',
 )
 
 

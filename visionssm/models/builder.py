@@ -3,50 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from visionssm.weights.checkpoint import backbone_weights, check_fit, load_checkpoint, unwrap
 from visionssm.weights.download import fetch, weights_file
+from visionssm.weights.published import FAMILIES, container_of, find_published
+from visionssm.weights.records import Family
 
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
-def cfg(
-    top1: float | None = None, weights: str = '', size: float | None = None, notes: Sequence[str] = (), **kwargs: Any
-) -> dict[str, Any]:
-    """A pretrained configuration for ImageNet-1k at 224: bicubic resize to 256, central crop.
+def family_cfgs(family: str | Family, differing: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, Any]:
+    """Timm's configurations of a family: one of each published classifier, and of each model without one.
+
+    They are for ImageNet-1k at 224 (bicubic resize to 256, central crop) unless said otherwise. Addresses, licences,
+    paper and notes are those of the record.
 
     Args:
-        top1: Accuracy that the authors report, in percent; becomes a note that says so.
-        weights: Which of the weights in the file are used; becomes a note.
-        size: Of the file, in MB; becomes a note.
-        notes: What else must be known, such as doubts about the licence, or where to get a file by hand.
-        **kwargs: Entries to add or replace.
+        family: Its record, or the key of it.
+        differing: Entries of some configurations alone, by `model` or `model.tag`.
+        **common: Entries of all.
+
+    Raises:
+        ValueError: If `differing` names a model or a tag that there is not.
     """
-    facts = (
-        f'top-1 {top1} % on ImageNet-1k, reported by the authors' if top1 is not None else '',
-        f'weights used: {weights}' if weights else '',
-        f'file of {size:g} MB' if size else '',
-        *notes,
-    )
-    return {
-        'notes': tuple(filter(None, facts)) or None,
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        **kwargs,
-    }
+    family = FAMILIES[family] if isinstance(family, str) else family
+    cfgs = {}
+    for model in family.models:
+        for file in [file for file in family.files if file.model == model and file.tag] or [None]:
+            cfgs[file.name if file else model] = {
+                'num_classes': 1000,
+                'input_size': (3, 224, 224),
+                'crop_pct': 0.875,
+                'interpolation': 'bicubic',
+                'mean': IMAGENET_DEFAULT_MEAN,
+                'std': IMAGENET_DEFAULT_STD,
+                'license': file.license if file else family.license,
+                'origin_url': family.repository,
+                'paper_ids': f'arXiv:{family.arxiv}',
+                'paper_name': family.paper,
+                **common,
+                **differing.get(model, {}),
+            }
+            if file:
+                place = {'hf_hub_id': file.hf_hub_id, 'hf_hub_filename': file.hf_hub_filename, 'url': file.url or None}
+                cfgs[file.name] |= {**place, 'notes': file.remarks, **differing.get(file.name, {})}
+    if unknown := differing.keys() - cfgs.keys() - family.models.keys():
+        raise ValueError(f'{family.title} has no {", ".join(sorted(unknown))}; it has {", ".join(cfgs)}')
+    return generate_default_cfgs(cfgs)
 
 
 def build(
@@ -54,7 +66,6 @@ def build(
     variant: str,
     pretrained: bool,
     levels: int | Sequence[int] = (0, 1, 2, 3),
-    container: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """`build_model_with_cfg` with our way to weights: fetched and verified, read without running anything, checked.
@@ -66,7 +77,6 @@ def build(
         variant: Registered name.
         pretrained: Load the weights that the configuration points to.
         levels: Default `out_indices` of `features_only`.
-        container: Where checkpoints keep the weights that upstream evaluates, if not where `unwrap` looks first.
         **kwargs: As given to `timm.create_model`.
 
     Raises:
@@ -80,7 +90,7 @@ def build(
     config = dataclasses.replace(pretrained_cfg, state_dict=None).to_dict()
     source = {name: config[name] for name in _SOURCE if name in config}
     if pretrained:
-        weights = _read_weights(pretrained_cfg, container, cache_dir)
+        weights = _read_weights(pretrained_cfg, container_of(variant) or None, cache_dir)
         # timm downloads with pickles unrestricted (before 1.0.29), takes averaged weights first whatever upstream
         # evaluates, and copies state dicts: it gets a stand-in, and the filter the weights
         config = {name: value for name, value in config.items() if name not in source}
@@ -132,11 +142,16 @@ def _read_weights(config: PretrainedCfg, container: str | None, cache_dir: str |
         return load_checkpoint(config.file, container)
     if config.hf_hub_id or config.url:
         return load_checkpoint(fetch(config, cache_dir, latest=from_hub), container)
-    where = ''.join(f' but those {note}' for note in config.notes or () if 'by hand' in note)
     raise ValueError(
-        f'{config.architecture} has no weights{where}; what is in a file of yours loads by '
+        f'{config.architecture} has no weights{by_hand_only(config)}; what is in a file of yours loads by '
         "pretrained_cfg_overlay={'file': ...}"
     )
+
+
+def by_hand_only(config: PretrainedCfg) -> str:
+    """For errors: where a person gets weights that nothing else can download; '' if there are none."""
+    file = find_published(f'{config.architecture}.{config.tag}')
+    return f' but those to download by hand: {file.page}' if file and file.by_hand else ''
 
 
 def checkpoint_filter(cls: type[nn.Module]) -> FilterFn:

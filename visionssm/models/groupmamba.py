@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
@@ -35,7 +35,7 @@ from visionssm.layers import (
 from visionssm.scans import ScanOrder, get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
-from .builder import build, cfg
+from .builder import build, family_cfgs
 from .pyramid import Pyramid, Stage
 from .renames import SCAN_RENAMES, rename
 
@@ -353,55 +353,12 @@ _IN_CONV = ('conv', 'bn')
 checkpoint_filter_fn = GroupMamba.checkpoint_filter_fn  # where timm keeps it
 
 
-_ORIGIN = 'https://github.com/Amshaker/GroupMamba'
-
-
-_AVERAGED = 'all of the file, the moving average (EMA)'
-_CARD = 'the repository and the metadata of the model card say mit, the text of the card "Non-commercial license"'
-
-
-def _cfg(**kwargs) -> dict:
-    return cfg(
-        **{
-            'pool_size': (7, 7),
-            'first_conv': 'stem.conv1.conv',
-            'classifier': ('head.fc', 'head.fc_dist'),
-            'origin_url': _ORIGIN,
-            'paper_ids': 'arXiv:2407.13772',
-            'paper_name': 'GroupMamba: Efficient Group-Based Visual State Space Model',
-            'license': 'mit',
-            **kwargs,
-        }
-    )
-
-
-def _published(drive: str, **kwargs) -> dict:
-    where = f'https://drive.google.com/file/d/{drive}'
-    mirror = f'also at {where}' if 'hf_hub_id' in kwargs else f'to download by hand: {where}'
-    return _cfg(weights=_AVERAGED, license='contradictory', notes=(mirror, _CARD), **kwargs)
-
-
-def _hub(repo: str, file: str, drive: str, **kwargs) -> dict:
-    return _published(drive, hf_hub_id=f'Abdelrahman-shaker/{repo}', hf_hub_filename=file, **kwargs)
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        'groupmamba_tiny.dist_in1k': _hub(
-            'GroupMamba-Tiny@b57ab880d5ad8d6bd137cc5a91048d10fec4f163',
-            'groupmamba_tiny_ema.pth',
-            '1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o',
-            top1=83.3,
-            size=93.9,
-        ),
-        'groupmamba_small.dist_in1k': _hub(
-            'GroupMamba-Small', 'groupmamba_small_ema.pth', '1vTN9ynDcsDuOVrcT9GcQ5nBSk-hXySlh', top1=83.9, size=140
-        ),
-        # its Hub repository holds a card and no file
-        'groupmamba_base.dist_in1k': _published('1A_srBeDYpsinU5W3PAEADu1saoz413EU', top1=84.5),
-        'groupmamba_nano': _cfg(),
-        'test_groupmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
-    }
+default_cfgs = family_cfgs(
+    'groupmamba',
+    {'test_groupmamba': {'input_size': (3, 96, 96), 'pool_size': (3, 3)}},
+    pool_size=(7, 7),
+    first_conv='stem.conv1.conv',
+    classifier=('head.fc', 'head.fc_dist'),
 )
 
 

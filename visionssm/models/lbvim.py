@@ -18,7 +18,7 @@ from timm.layers import (
     resample_abs_pos_embed,
     trunc_normal_,
 )
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
@@ -33,7 +33,7 @@ from visionssm.layers import (
 )
 from visionssm.scans import get_scan, scan_order
 
-from .builder import build, cfg
+from .builder import build, family_cfgs
 from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
 from .renames import rename
 
@@ -288,39 +288,12 @@ _RENAMES = (
 checkpoint_filter_fn = LBVim.checkpoint_filter_fn  # where timm keeps it
 
 
-def _cfg(**kwargs) -> dict:
-    return cfg(
-        **{
-            'fixed_input_size': True,
-            'first_conv': 'patch_embed.proj',
-            'classifier': 'head',
-            'license': 'unknown',
-            'origin_url': 'https://github.com/cvlab-stonybrook/LBMamba',
-            'paper_ids': 'arXiv:2506.15976',
-            'paper_name': 'LBMamba: Locally Bi-directional Mamba',
-            **kwargs,
-        }
-    )
-
-
-_RELEASED = _cfg(
-    weights="'model' of the file",
-    notes=(
-        'to download by hand: https://github.com/cvlab-stonybrook/LBMamba/releases/tag/v1.0',
-        'the repository states no licence',
-        'file names and top-1 per variant are not known',
-    ),
-)
-
-default_cfgs = generate_default_cfgs(
-    {
-        'lbvim_tiny_patch16_224.in1k': _RELEASED,
-        'lbvim_300_patch16_224.in1k': _RELEASED,
-        'lbvim_small_patch16_224.in1k': _RELEASED,
-        'lbvim_528_patch16_224.in1k': _RELEASED,
-        'lbvim_nano': _cfg(),
-        'test_lbvim': _cfg(input_size=(3, 96, 96)),
-    }
+default_cfgs = family_cfgs(
+    'lbvim',
+    {'test_lbvim': {'input_size': (3, 96, 96)}},
+    fixed_input_size=True,
+    first_conv='patch_embed.proj',
+    classifier='head',
 )
 
 

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import ChannelGate, DepthwiseMlp, Linear, ScanSpec, SelectiveSSM
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
-from .builder import build, cfg, record_args
+from .builder import build, family_cfgs, record_args
 from .pyramid import Pyramid
 from .renames import VSSM_RENAMES, place_renames, rename
 from .vssm import make_stages, make_stem
@@ -310,58 +310,17 @@ _RENAMES = [
 checkpoint_filter_fn = MSVMamba.checkpoint_filter_fn  # where timm keeps it
 
 
-_ORIGIN = 'https://github.com/YuHengsss/MSVMamba'
-
-
-def _cfg(**kwargs) -> dict:
-    return cfg(
-        **{
-            'pool_size': (7, 7),
-            'first_conv': 'stem.conv1',
-            'classifier': 'head.fc',
-            'origin_url': _ORIGIN,
-            'paper_ids': 'arXiv:2405.14174',
-            'paper_name': 'Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model',
-            'license': 'unknown',
-            **kwargs,
-        }
-    )
-
-
-def _drive(folder: str, top1: float) -> dict:
-    return _cfg(
-        top1=top1,
-        weights="'model' of the file",
-        notes=(
-            f'to download by hand: https://drive.google.com/drive/folders/{folder}',
-            'neither the repository nor the folder states a licence',
-        ),
-        first_conv='stem.conv',
-    )
-
-
-def _hub(name: str, top1: float) -> dict:
-    return _cfg(
-        top1=top1,
-        hf_hub_id='YuhengSSS/MSVMamba',
-        hf_hub_filename=f'{name}.pth',
-        weights="'model_ema' of the file, the moving average (EMA), as upstream's loader does",
-        license='contradictory',
-        notes=('the Hub repository says mit, the repository of the code states no licence',),
-    )
-
-
-default_cfgs = generate_default_cfgs(
+_TEST = {'input_size': (3, 96, 96), 'pool_size': (3, 3)}
+default_cfgs = family_cfgs(
+    'msvmamba',
     {
-        'msvmamba_nano.in1k': _drive('1J41w3ApitQhp2O3wHmJoOs4U032uqebK', 77.3),
-        'msvmamba_micro.in1k': _drive('1jfl2GmuKcUB8sPwRlyHK_wT0MjqgljYk', 79.8),
-        'msvmamba_tiny.in1k': _drive('1ddNWk89ohcxxMuVEaJ2Y5A6xeBKgA7lU', 82.8),
-        'msvmambav3_tiny.in1k': _hub('msvmambav3_tiny_224', 83.0),
-        'msvmambav3_small.in1k': _hub('msvmambav3_small_224', 84.1),
-        'msvmambav3_base.in1k': _hub('msvmambav3_base_224', 84.4),
-        'test_msvmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3), first_conv='stem.conv'),
-        'test_msvmambav3': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
-    }
+        **{f'msvmamba_{size}': {'first_conv': 'stem.conv'} for size in ('nano', 'micro', 'tiny')},
+        'test_msvmamba': {'first_conv': 'stem.conv', **_TEST},
+        'test_msvmambav3': _TEST,
+    },
+    pool_size=(7, 7),
+    first_conv='stem.conv1',
+    classifier='head.fc',
 )
 
 _V1 = {
@@ -378,9 +337,7 @@ _V1 = {
 
 
 def _create_msvmamba(variant: str, pretrained: bool, args: dict, kwargs: dict) -> MSVMamba:
-    # upstream's loader reads the averaged weights of v3 files
-    container = 'model_ema' if 'v3' in variant else None
-    return build(MSVMamba, variant, pretrained, container=container, **{**args, **kwargs})
+    return build(MSVMamba, variant, pretrained, **{**args, **kwargs})
 
 
 @register_model

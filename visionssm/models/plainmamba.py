@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
@@ -34,7 +34,7 @@ from visionssm.layers import (
 from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from .builder import build, cfg, record_args
+from .builder import build, family_cfgs, record_args
 from .isotropic import Isotropic, fit_pos_embed
 from .renames import rename
 
@@ -365,36 +365,12 @@ _RENAMES = (
 checkpoint_filter_fn = PlainMamba.checkpoint_filter_fn  # where timm keeps it
 
 
-def _cfg(**kwargs) -> dict:
-    return cfg(
-        **{
-            'pool_size': (14, 14),
-            'first_conv': 'patch_embed.stem.conv',
-            'classifier': 'head',
-            'license': 'apache-2.0',
-            'origin_url': 'https://github.com/ChenhongyiYang/PlainMamba',
-            'paper_ids': 'arXiv:2403.17695',
-            'paper_name': 'PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition',
-            **kwargs,
-        }
-    )
-
-
-_AVERAGED = "'state_dict' of the file, into which upstream's trainer swaps the moving average (EMA)"
-
-
-def _hub(file: str, top1: float, size: float, weights: str = _AVERAGED) -> dict:
-    return _cfg(hf_hub_id='ChenhongyiYang/PlainMamba', hf_hub_filename=file, top1=top1, size=size, weights=weights)
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        'plainmamba_l1.in1k': _hub('l1.pth', 77.9, 30.3, "'state_dict' of the file; trained without a moving average"),
-        'plainmamba_l2.in1k': _hub('l2.pth', 81.6, 105),
-        'plainmamba_l3.in1k': _hub('l3.pth', 82.3, 204),
-        'plainmamba_nano': _cfg(),
-        'test_plainmamba': _cfg(input_size=(3, 96, 96), pool_size=(6, 6)),
-    }
+default_cfgs = family_cfgs(
+    'plainmamba',
+    {'test_plainmamba': {'input_size': (3, 96, 96), 'pool_size': (6, 6)}},
+    pool_size=(14, 14),
+    first_conv='patch_embed.stem.conv',
+    classifier='head',
 )
 
 

@@ -19,13 +19,13 @@ from timm.layers import (
     resample_abs_pos_embed,
     trunc_normal_,
 )
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from .builder import build, cfg
+from .builder import build, family_cfgs
 from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
 from .renames import rename
 
@@ -327,50 +327,12 @@ _RENAMES = [
 checkpoint_filter_fn = Vim.checkpoint_filter_fn  # where timm keeps it
 
 
-def _cfg(**kwargs) -> dict:
-    return cfg(
-        **{
-            'fixed_input_size': True,
-            'first_conv': 'patch_embed.proj',
-            'classifier': 'head',
-            'license': 'apache-2.0',
-            'origin_url': 'https://github.com/hustvl/Vim',
-            'paper_ids': 'arXiv:2401.09417',
-            'paper_name': 'Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model',
-            **kwargs,
-        }
-    )
-
-
-_CARD = 'the model card says apache-2.0 in its metadata and "Non-commercial license" in its text'
-_RAW = "'model' of the file; it also holds a moving average, and which of them was reported is not stated"
-_TINY = 'hustvl/Vim-tiny-midclstok@07c00e0e4ea2973d8e343afdd807128a57bc9fd5'
-_SMALL = 'hustvl/Vim-small-midclstok@babc4440f5fab6e08d97e371afa639c8cf98bf2c'
-_BASE = 'hustvl/Vim-base-midclstok'
-
-
-def _hub(repo: str, file: str, top1: float, size: float) -> dict:
-    return _cfg(
-        hf_hub_id=repo,
-        hf_hub_filename=file,
-        top1=top1,
-        size=size,
-        weights=_RAW,
-        license='contradictory',
-        notes=(_CARD,),
-    )
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        'vim_tiny_patch16_224.in1k': _hub(_TINY, 'vim_t_midclstok_76p1acc.pth', 76.1, 115),
-        'vim_small_patch16_224.in1k': _hub(_SMALL, 'vim_s_midclstok_80p5acc.pth', 80.5, 413),
-        'vim_base_patch16_224.in1k': _hub(_BASE, 'vim_b_midclstok_81p9acc.pth', 81.9, 1562),
-        'vim_tiny_patch16_stride8_224.in1k': _hub(_TINY, 'vim_t_midclstok_ft_78p3acc.pth', 78.3, 117),
-        'vim_small_patch16_stride8_224.in1k': _hub(_SMALL, 'vim_s_midclstok_ft_81p6acc.pth', 81.6, 417),
-        'vim_nano': _cfg(),
-        'test_vim': _cfg(input_size=(3, 96, 96)),
-    }
+default_cfgs = family_cfgs(
+    'vim',
+    {'test_vim': {'input_size': (3, 96, 96)}},
+    fixed_input_size=True,
+    first_conv='patch_embed.proj',
+    classifier='head',
 )
 
 

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers import DropPath, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import SS2D, Mlp, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
-from .builder import build, cfg
+from .builder import build, family_cfgs
 from .pyramid import Pyramid
 from .renames import VSSM_RENAMES, place_renames, rename
 from .vssm import make_stages, make_stem
@@ -171,55 +171,15 @@ def _init_weights(module: nn.Module) -> None:
 checkpoint_filter_fn = VMamba.checkpoint_filter_fn  # where timm keeps it
 
 
-_PAPER = {'paper_ids': 'arXiv:2401.10166', 'paper_name': 'VMamba: Visual State Space Model', 'license': 'mit'}
-_ORIGIN = 'https://github.com/MzeroMiko/VMamba'
-
-
-# inferred: the reported accuracies are the average's, and upstream's loaders read this key
-_AVERAGED = "'model' of the file, which holds the moving average (EMA)"
-
-
-def _cfg(file: str = '', **kwargs) -> dict:
-    if file:
-        kwargs = {'url': f'{_ORIGIN}/releases/download/{file}', 'weights': _AVERAGED, **kwargs}
-    return cfg(
-        **{
-            'pool_size': (7, 7),
-            'first_conv': 'stem.conv1',
-            'classifier': 'head.fc',
-            'origin_url': _ORIGIN,
-            **_PAPER,
-            **kwargs,
-        }
-    )
-
-
-default_cfgs = generate_default_cfgs(
+default_cfgs = family_cfgs(
+    'vmamba',
     {
-        'vmamba_tiny_s1l8.in1k': _cfg('%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth', top1=82.6),
-        'vmamba_small_s1l20.in1k': _cfg('%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth', top1=83.3),
-        'vmamba_base_s1l20.in1k': _cfg('%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth', top1=83.8),
-        'vmamba_tiny_s2l5.in1k': _cfg('%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth', top1=82.5),
-        'vmamba_small_s2l15.in1k': _cfg('%23v2cls/vssm_small_0229_ckpt_epoch_222.pth', top1=83.6),
-        'vmamba_base_s2l15.in1k': _cfg('%23v2cls/vssm_base_0229_ckpt_epoch_237.pth', top1=83.9),
-        'vmamba_vanilla_tiny.in1k': _cfg(
-            '%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth',
-            top1=82.2,
-            first_conv='stem.conv',
-            weights="'model' of the file; trained without a moving average",
-        ),
-        'vmamba_vanilla_small.in1k': _cfg(
-            '%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth', top1=83.5, first_conv='stem.conv'
-        ),
-        'vmamba_vanilla_base.in1k': _cfg(
-            '%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth', top1=83.7, first_conv='stem.conv'
-        ),
-        'vmamba_tiny_m2': _cfg(),
-        'vmamba_small_m2': _cfg(),
-        'vmamba_base_m2': _cfg(),
-        'vmamba_nano': _cfg(),
-        'test_vmamba': _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
-    }
+        **{f'vmamba_vanilla_{size}': {'first_conv': 'stem.conv'} for size in ('tiny', 'small', 'base')},
+        'test_vmamba': {'input_size': (3, 96, 96), 'pool_size': (3, 3)},
+    },
+    pool_size=(7, 7),
+    first_conv='stem.conv1',
+    classifier='head.fc',
 )
 
 _TINY, _BASE = (96, 192, 384, 768), (128, 256, 512, 1024)
