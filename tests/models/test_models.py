@@ -2,20 +2,22 @@
 
 import io
 import json
-import logging
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
 from timm.layers import set_scriptable
-from timm.models import create_feature_extractor, model_entrypoint, save_for_hf
+from timm.models import create_feature_extractor, save_for_hf
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.scans import get_scan, list_scans
+from visionssm.weights.published import FAMILIES
 
-NAMES = [name for name in timm.list_models() if model_entrypoint(name).__module__.startswith('visionssm.')]
+NAMES = [name for family in FAMILIES.values() if not family.borrowed for name in family.models]
 SMALL = [name for name in NAMES if name.startswith('test_')]
 SCANNING = [name for name in SMALL if hasattr(timm.create_model(name, device='meta'), 'set_scan')]
 
@@ -463,7 +465,21 @@ def test_unknown_argument(name):
         create(name, sidewaysness=3)
 
 
-def test_register_quietly(caplog):
-    """No name of ours is timm's: timm would warn and overwrite."""
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert all(model_entrypoint(name).__module__.startswith('visionssm.') for name in NAMES)
+@pytest.mark.parametrize('taken', [False, True])
+def test_register_quietly(taken):
+    """No name of ours is timm's: timm would warn and overwrite. With one that is taken, this test sees it."""
+    code = f"""
+import timm
+theirs = {{name: timm.models.model_entrypoint(name) for name in timm.list_models()}}
+import visionssm
+from timm.models import register_model
+if {taken}:
+    @register_model
+    def resnet18(pretrained=False, **kwargs):
+        pass
+changed = [name for name, entry in theirs.items() if timm.models.model_entrypoint(name) is not entry]
+print('changed:', *changed)
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False)
+    assert run.stdout == ('changed: resnet18\n' if taken else 'changed:\n'), run.stderr
+    assert ('resnet18' in run.stderr) == taken and taken == bool(run.stderr), run.stderr

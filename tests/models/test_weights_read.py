@@ -6,13 +6,14 @@ import warnings
 import pytest
 import timm
 import torch
-from timm.models import model_entrypoint
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import visionssm  # noqa: F401  registers the models
+from visionssm.weights.published import FAMILIES
 
-NAMES = [n for n in timm.list_models('test_*') if model_entrypoint(n).__module__.startswith('visionssm.')]
+OURS = [family for family in FAMILIES.values() if not family.borrowed]
+NAMES = [name for family in OURS for name in family.models if name.startswith('test_')]
 small = pytest.mark.parametrize('name', NAMES)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 

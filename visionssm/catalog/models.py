@@ -16,16 +16,14 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_en
 from torch import nn
 
 from visionssm.weights.download import hub_name
+from visionssm.weights.published import family_of
 
 from .macs import count_macs
 from .reported import REPORTED, Reported, differs
 
-_OURS = 'visionssm.'
-_BORROWED = 'timm.models.mambaout'  # timm has this family already; nothing of it is registered again
-
 
 def model_names(pattern: str = '', tags: bool = False) -> list[str]:
-    """Names of this package's models, without the tiny `test_*` ones unless `pattern` asks for them.
+    """Names of the models of all families, without the tiny `test_*` ones unless `pattern` asks for them.
 
     Args:
         pattern: Shell-style wildcards; '': all.
@@ -33,7 +31,15 @@ def model_names(pattern: str = '', tags: bool = False) -> list[str]:
     """
     exclude = [] if pattern.startswith('test_') else ['test_*']
     names = list_models(pattern, exclude_filters=exclude, include_tags=tags)
-    return [name for name in names if model_entrypoint(name).__module__.startswith((_OURS, _BORROWED))]
+    return [name for name in names if _recorded(name.partition('.')[0])]
+
+
+def _recorded(model: str) -> bool:
+    """Whether a registered name is of a family; of a borrowed one, timm may have added models since."""
+    family = family_of(model)
+    if family is None:
+        return False
+    return model in family.models or (family.borrowed and model_entrypoint(model).__module__.endswith(family.key))
 
 
 def check_model(name: str) -> PretrainedCfg:

@@ -41,8 +41,9 @@ class Stem(nn.Module):
         step: What the sides may grow by without pixels left out at the border.
     """
 
-    least: int = 1
-    step: int = 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.least, self.step = 1, 1
 
 
 def whole_side(embed: nn.Module, side: int) -> int:

@@ -1,12 +1,11 @@
 """Every model family; importing registers them with timm. And what reads weights: `load_checkpoint`."""
 
+from importlib import import_module as _import_module
+
 from visionssm.weights.checkpoint import load_checkpoint as load_checkpoint
 from visionssm.weights.download import WeightsError as WeightsError
+from visionssm.weights.published import FAMILIES as _FAMILIES
 
-from . import a2mamba as a2mamba
-from . import groupmamba as groupmamba
-from . import lbvim as lbvim
-from . import msvmamba as msvmamba
-from . import plainmamba as plainmamba
-from . import vim as vim
-from . import vmamba as vmamba
+for _family in list(_FAMILIES.values()):
+    if not _family.borrowed:
+        _import_module(f'.{_family.key}', __name__)
