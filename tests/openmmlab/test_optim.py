@@ -31,6 +31,38 @@ def test_every_family(family, build):
     assert set(stem) == {min(group['lr'] for group in inner.values())} and stem[0] < min(rates)
 
 
+def test_custom_keys(build):
+    """The longest that fits; layers still count, and decay is exempt as before unless a key says otherwise."""
+    model = nn.ModuleDict({'backbone': build(), 'head': nn.Conv2d(3, 3, 1)})
+    keys = {
+        'head': {'lr_mult': 10.0},
+        'stages.3': {'lr_mult': 0.5, 'eps': 1e-3},
+        'stages.3.blocks.0.norm1': {'decay_mult': 2.0},
+    }
+    found = {name: group for group in groups(model, decay_rate=0.5, custom_keys=keys) for name in group['names']}
+    plain = {name: group for group in groups(model, decay_rate=0.5) for name in group['names']}
+    assert (found['head.weight']['lr'], found['head.weight']['weight_decay']) == (10.0, 0.5)
+    assert (found['head.bias']['lr'], found['head.bias']['weight_decay']) == (10.0, 0.0)
+    for name, group in found.items():
+        if 'stages.3.blocks.0.norm1' in name:
+            assert (group['lr'], group['weight_decay']) == (plain[name]['lr'], 1.0) and 'eps' not in group
+        elif 'stages.3' in name:
+            assert (group['lr'], group['eps']) == (0.5 * plain[name]['lr'], 1e-3)
+            assert group['weight_decay'] == plain[name]['weight_decay']
+        elif 'head' not in name:
+            assert (group['lr'], group['weight_decay']) == (plain[name]['lr'], plain[name]['weight_decay'])
+
+
+def test_depth_of_layers_as_mmpretrain_asks_for_it(family, build):
+    """Its rate is decay ** (number - layer - 1): that of our own constructor."""
+    model = nn.ModuleDict({'backbone': build(family, out_norm=True), 'head': nn.Conv2d(3, 3, 1)})
+    for group in groups(model, decay_rate=0.5):
+        for name in group['names']:
+            layer, number = model['backbone'].get_layer_depth(name, 'backbone.')
+            assert 0 <= layer < number and group['lr'] == 0.5 ** (number - layer - 1), name
+    assert model['backbone'].get_layer_depth('head.weight', 'backbone.') == (number - 1, number)
+
+
 def test_through_mmengine_with_a_frozen_stem(build):
     model = nn.ModuleDict({'backbone': build(frozen_stages=0)})
     wrapper = build_optim_wrapper(
@@ -51,7 +83,8 @@ def test_through_mmengine_with_a_frozen_stem(build):
     ('paramwise', 'message'),
     [
         ({'decay_rate': 0}, 'decay_rate is 0; allowed is more than 0'),
-        ({'layers': 12}, 'has layers; allowed is decay'),
+        ({'layers': 12}, 'has layers; allowed are decay_rate and custom_keys'),
+        ({'custom_keys': {'norm': 0.0}}, "custom_keys is .'norm': 0.0.; give"),
     ],
 )
 def test_errors(paramwise, message, build):

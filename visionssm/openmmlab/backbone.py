@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import timm
@@ -156,6 +157,27 @@ class Backbone(DenseModel, BaseModule):
             if names:
                 text += f'; {meaning}: {", ".join(names)}'
         print_log(text, logger='current', level=logging.INFO)
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        return group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Where a parameter is, for optimisers whose learning rate falls from the head to the stem.
+
+        mmpretrain's `LearningRateDecayOptimWrapperConstructor` asks for it, as does our `LayerDecayConstructor`.
+
+        Args:
+            param_name: Its name in the whole detector, segmenter or classifier.
+            prefix: What the names of this backbone's parameters begin with there, such as 'backbone.'.
+
+        Returns:
+            Its layer, from 0 for the stem on, and the number of layers. The last layer is that of whatever is not in
+            the model: heads, necks, output norms.
+        """
+        last = max(self._layers.values()) + 1
+        own = param_name.startswith(f'{prefix}model.')
+        return self._layers.get(param_name.removeprefix(f'{prefix}model.'), last) if own else last, last + 1
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take upstream's names, too: an authors' detector loads as a checkpoint of the whole detector."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-from timm.models import group_parameters
 from torch import nn
 
 from .backbone import Backbone
@@ -29,20 +29,27 @@ class LayerDecayConstructor:
 
     Args:
         optim_wrapper_cfg: Configuration of the wrapper, with `optimizer`.
-        paramwise_cfg: `decay_rate` in (0, 1], 1 (all layers alike) by default.
+        paramwise_cfg: `decay_rate` in (0, 1], 1 (all layers alike) by default; `custom_keys` as mmengine's own
+            constructor has them: of those that are in the name of a parameter, the longest applies. Its `lr_mult`
+            multiplies the rate of the layer, its `decay_mult` the full weight decay, also where there were none; what
+            else it has goes to the optimiser.
 
     Raises:
-        ValueError: If `paramwise_cfg` has another entry, or `decay_rate` is out of range.
+        ValueError: If `paramwise_cfg` has another entry, or one is of another form or out of range.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         paramwise_cfg = paramwise_cfg or {}
-        unknown = sorted(paramwise_cfg.keys() - {'decay_rate'})
+        unknown = sorted(paramwise_cfg.keys() - {'decay_rate', 'custom_keys'})
         if unknown:
-            raise ValueError(f'paramwise_cfg has {", ".join(unknown)}; allowed is decay_rate')
+            raise ValueError(f'paramwise_cfg has {", ".join(unknown)}; allowed are decay_rate and custom_keys')
         self.decay_rate = paramwise_cfg.get('decay_rate', 1.0)
         if not 0 < self.decay_rate <= 1:
             raise ValueError(f'decay_rate is {self.decay_rate!r}; allowed is more than 0, up to 1')
+        keys = paramwise_cfg.get('custom_keys', {})
+        if not (isinstance(keys, Mapping) and all(isinstance(settings, Mapping) for settings in keys.values())):
+            raise ValueError(f"custom_keys is {keys!r}; give {{'part of a name': dict(lr_mult=..., decay_mult=...)}}")
+        self.custom_keys = {key: keys[key] for key in sorted(sorted(keys), key=len, reverse=True)}
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
 
@@ -62,22 +69,24 @@ class LayerDecayConstructor:
         if not backbones:
             raise ValueError(f"{type(model).__name__} has no visionssm.Backbone; use mmengine's own constructor")
         for path, backbone in backbones.items():
-            start = f'{path}.model.' if path else 'model.'
-            layers = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
-            top = max(layers.values()) + 1
-            scales |= {f'{start}{name}': self.decay_rate ** (top - layer) for name, layer in layers.items()}
+            start = f'{path}.' if path else ''
+            for name, _ in backbone.named_parameters():
+                layer, layers = backbone.get_layer_depth(start + name, start)
+                scales[start + name] = self.decay_rate ** (layers - 1 - layer)
             named = getattr(backbone.model, 'no_weight_decay', set)()  # timm's own need not have it
-            exempt |= {f'{start}{name}' for name in named}
+            exempt |= {f'{start}model.{name}' for name in named}
         lr, weight_decay = self.optimizer_cfg['lr'], self.optimizer_cfg.get('weight_decay', 0.0)
-        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            scale = scales.get(name, 1.0)
+            custom = next((key for key in self.custom_keys if key in name), None)
+            settings = dict(self.custom_keys.get(custom, {}))
             bare = parameter.ndim <= 1 or name in exempt or name.rpartition('.')[2] in _NO_DECAY
+            scale, decay = scales.get(name, 1.0) * settings.pop('lr_mult', 1.0), settings.pop('decay_mult', not bare)
             group = groups.setdefault(
-                (scale, bare),
-                {'params': [], 'names': [], 'lr': lr * scale, 'weight_decay': 0.0 if bare else weight_decay},
+                (scale, decay, custom if settings else None),
+                {'params': [], 'names': [], 'lr': lr * scale, 'weight_decay': weight_decay * decay, **settings},
             )
             group['params'].append(parameter)
             group['names'].append(name)
