@@ -49,6 +49,7 @@ def test_builds_what_header_and_metafile_say(path):
     assert make_configs.header(path, entry) == path.read_text()
     checkpoint = model.backbone.init_cfg['checkpoint']
     assert checkpoint.partition('.')[0] == model.backbone.model_name and WEIGHTS[checkpoint] in ('yes', 'by hand')
+    assert 'test_pipeline' in model.cfg and ('tta_pipeline' in model.cfg or path.parts[-3] == 'mmdet')
     wanted = (model.cfg.model.get('neck') or model.cfg.model.decode_head).in_channels
     assert model.backbone.channels == ([wanted] * len(model.backbone.channels) if isinstance(wanted, int) else wanted)
 

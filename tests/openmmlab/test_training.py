@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -65,6 +66,43 @@ def test_every_family_has_loss_and_gradients(config, family, build, scenes, monk
     loss.backward()
     assert loss.isfinite()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_mmsegs_own_inference_and_augmented_testing(scenes, monkeypatch):
+    """By `test_pipeline` and `tta_pipeline` of the config; the mean over sizes is a segmentation of the same size."""
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    monkeypatch.chdir(scenes)
+    images = sorted(Path('data/digit_scenes/images/validation').iterdir())[:2]
+    model = init_model(str(find_config(SEGMENTER)), device='cpu')
+    results = inference_model(model, [str(image) for image in images])
+    assert [tuple(result.pred_sem_seg.shape[-2:]) for result in results] == [(96, 96)] * 2
+    metainfo = model.cfg.test_dataloader.dataset.metainfo
+    segment = MMSegInferencer(str(find_config(SEGMENTER)), None, **metainfo, device='cpu')
+    assert segment(str(images[0]))['predictions'].shape == (96, 96)
+
+    config = Config.fromfile(find_config(SEGMENTER))
+    config.model = {**config.tta_model, 'module': config.model}
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        augmented = MODELS.build(config.model).eval()
+        augmented.module.load_state_dict(model.state_dict())
+        dataset = DATASETS.build({**config.test_dataloader.dataset, 'pipeline': config.tta_pipeline})
+    (merged,) = augmented.test_step(pseudo_collate([dataset[0]]))
+    assert tuple(merged.pred_sem_seg.shape[-2:]) == (96, 96)
+
+
+def test_mmdets_own_inference(scenes, monkeypatch):
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+    monkeypatch.chdir(scenes)
+    image = str(min(Path('data/digit_scenes/images/validation').iterdir()))
+    config = str(find_config(DETECTOR))
+    model = init_detector(config, device='cpu')
+    found = inference_detector(model, image).pred_instances
+    assert found.bboxes.shape[1] == 4 and found.masks.shape[1:] == (96, 96)
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': model.dataset_meta}}, 'detector.pth')
+    (again,) = DetInferencer(config, 'detector.pth', device='cpu')(image)['predictions']
+    assert again['scores'] == pytest.approx(found.scores.tolist(), abs=1e-5)
 
 
 def test_killed_and_resumed_training_has_the_same_losses(scenes):

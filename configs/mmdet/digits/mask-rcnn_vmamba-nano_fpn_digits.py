@@ -39,6 +39,10 @@ load = [
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
 ]
+test_pipeline = [
+    *load,
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -64,13 +68,7 @@ val_dataloader = dict(
         data_prefix=dict(img='images/validation'),
         metainfo=metainfo,
         test_mode=True,
-        pipeline=[
-            *load,
-            dict(
-                type='PackDetInputs',
-                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            ),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader

@@ -51,6 +51,18 @@ dataset = dict(
     metainfo=dict(classes=('background', *digits), palette=palette),
 )
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
+test_pipeline = [*load, dict(type='PackSegInputs')]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[  # sizes alone: a mirrored digit is none
+            [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.25, 1.5)],
+            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -67,7 +79,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=[*load, dict(type='PackSegInputs')],
+        pipeline=test_pipeline,
         **dataset,
     ),
 )
