@@ -281,3 +281,16 @@ def test_head_layer():
     assert model.head_hidden_size == model.num_features == 64
     model.reset_classifier(5, 'avg')
     assert model.get_classifier().weight.shape == (5, 64) and model(x).shape == (2, 5)
+
+
+def test_width_without_classifier():
+    """Whoever reads `num_features` of a model without classes gets what comes out of it."""
+    model, x = create(num_classes=0).eval(), torch.randn(2, 3, 96, 96)
+    assert model(x).shape == (2, model.num_features) and model.head_hidden_size == model.num_features == 64
+    whole = create().eval()
+    model.load_state_dict(whole.state_dict(), strict=False)
+    torch.testing.assert_close(whole.forward_features(x).mean((1, 2)), model(x))
+    whole.reset_classifier(0)  # timm's contract: the pre-logits of the classifier
+    assert whole(x).shape == (2, whole.head_hidden_size) == (2, 128)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)

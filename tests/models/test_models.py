@@ -381,6 +381,13 @@ def test_meta(name):
 # scan orders
 
 
+def randomise_projections(model):
+    """As trained: fresh mixers say little."""
+    for p in model.parameters():
+        if p.ndim == 2:
+            nn.init.normal_(p, std=p.shape[1] ** -0.5)
+
+
 @scanning
 @pytest.mark.parametrize('scan', list_scans())
 def test_every_scan(name, scan):
@@ -403,12 +410,27 @@ def test_every_scan(name, scan):
 
 
 @scanning
+@pytest.mark.parametrize('scan', ['local', 'atrous'])
+def test_zero_tokens(name, scan):
+    """On maps that windows do not fill, zero tokens are steps of their own; on maps that they fill there are none."""
+    args = {'name': scan, 'step' if scan == 'atrous' else 'window': 2}
+    models = [any_size(name, scan={**args, **pad}).eval() for pad in ({}, {'pad': 'zero'})]
+    for model in models:
+        randomise_projections(model)
+    models[1].load_state_dict(models[0].state_dict())
+    full, odd = images(models[0], size=(128, 128)), images(models[0], size=(112, 80))
+    with torch.no_grad():
+        torch.testing.assert_close(*(model.forward_features(full) for model in models), rtol=1e-4, atol=1e-4)
+        assert (models[1](odd) - models[0](odd)).abs().max() > 1e-6
+    models[1].train()(odd).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in models[1].parameters())
+
+
+@scanning
 def test_scan_matters(name):
     model = create(name).eval()
     x = images(model)
-    for p in model.parameters():  # as trained: fresh mixers say little
-        if p.ndim == 2:
-            nn.init.normal_(p, std=p.shape[1] ** -0.5)
+    randomise_projections(model)
     y = model(x)
     model.set_scan({'name': 'local', 'window': 2})
     assert json.loads(model.scan)['window'] == 2

@@ -241,3 +241,24 @@ def test_random_is_the_same_everywhere():
 def test_large_grids_are_built_in_reasonable_time(name):
     # a loop over tokens in Python would take minutes for all orders
     assert get_scan(name).table(192, 256).shape[1] > 0
+
+
+@each_size
+@pytest.mark.parametrize(
+    'spec', [{'name': 'local', 'window': 3}, {'name': 'atrous'}, {'name': 'atrous', 'step': 3}], ids=str
+)
+def test_zero_tokens_fill_the_grid(spec, height, width):
+    """As on the grid that is filled up: its own tokens in the same order, and zero tokens where the others were."""
+    multiple = spec.get('window', spec.get('step', 2))
+    order = get_scan({**spec, 'pad': 'zero'}, 4)
+    table, tokens = order.table(height, width), height * width
+    rows, columns = (-(-side // multiple) * multiple for side in (height, width))
+    grid = np.full((rows, columns), tokens)
+    grid[:height, :width] = np.arange(tokens).reshape(height, width)
+    assert (table == grid.ravel()[get_scan(spec, 4).table(rows, columns)]).all()
+    assert order.zeros and not order.permutation and order.steps(height, width) == table.shape[1]
+    assert order.inverse(height, width).shape == (4, tokens)
+    if spec['name'] == 'local':
+        assert (np.sort(table)[:, :tokens] == np.arange(tokens)).all()
+    with pytest.raises(ValueError, match="pad is 'none|pad is 'repeat"):
+        get_scan({**spec, 'pad': 'repeat' if spec['name'] == 'local' else 'none'})

@@ -20,7 +20,7 @@ def test_all_registered_orders_in_a_vector_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, 'list_scans', lambda: ['raster', 'local'])  # all twenty take seconds
     file = tmp_path / 'scans.svg'
     plot_scans(str(file), height=3, width=2)
-    assert 'raster' in (text := file.read_text()) and 'local, window=4' in text
+    assert 'raster' in (text := file.read_text()) and 'local, pad=none, window=4' in text
 
 
 def test_walk_of_a_path():

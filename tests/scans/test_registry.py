@@ -143,7 +143,7 @@ def test_user_table_with_arguments_and_steps(registry):
 )
 def test_bad_registration(registry, options, message):
     with pytest.raises(ValueError, match=message):
-        register_scan(**{'name': 'new', 'meaning': '', **options})
+        register_scan(**{'name': 'new', 'meaning': '', **options})(lambda height, width: None)
     assert 'new' not in list_scans()
 
 

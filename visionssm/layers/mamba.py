@@ -156,6 +156,7 @@ class MambaMixer(ScanningModule):
     @torch.jit.ignore
     def set_scan(self, order: ScanOrder) -> None:
         """Take another order of as many directions."""
+        self.zeros = order.zeros
         self.along_rows = order.name in _ALONG_ROWS
         walks = _ALONG_ROWS.get(order.name, [False] * order.directions)
         for direction, backwards in zip(self.directions, walks, strict=True):
@@ -171,7 +172,11 @@ class MambaMixer(ScanningModule):
         """
         if self.reverse:
             order = order.flip(1)
-        x, z = self.in_proj(x).chunk(2, -1)
+        length = x.shape[1]
+        x = self.in_proj(x)
+        if self.zeros:
+            x = F.pad(x, [0, 0, 0, 1])
+        x, z = x.chunk(2, -1)
         if self.along_rows:
             walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
         else:
@@ -187,7 +192,7 @@ class MambaMixer(ScanningModule):
             y = y * F.silu(z)
         if self.num_directions > 1:
             y = y.div_(self.num_directions)  # in place: a map of fresh memory costs more than the division
-        return self.out_proj(y)
+        return self.out_proj(y[:, :length] if self.zeros else y)
 
 
 class MambaBlock(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import Tensor, nn
 
-from visionssm.scans import get_scan, scan_order
+from visionssm.scans import ScanOrder, get_scan, scan_order
 
 from .onednn import Linear
 from .scanning import ScanningModule, ScanSpec
@@ -67,6 +67,12 @@ class SS2D(ScanningModule):
         self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
 
+    @torch.jit.ignore
+    def set_scan(self, order: ScanOrder) -> None:
+        """Take another order of as many directions."""
+        super().set_scan(order)
+        self.zeros = order.zeros
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of (B, H, W, C)."""
         _, height, width, _ = x.shape
@@ -78,7 +84,10 @@ class SS2D(ScanningModule):
         order = scan_order(self.scan, height, width, x)
         if self.direction >= 0:
             order = order[self.direction : self.direction + 1]
-        y = self.ssm(x, order)
+        if self.zeros:
+            y = self.ssm(F.pad(x, [0, 0, 0, 1]), order)[:, : height * width]
+        else:
+            y = self.ssm(x, order)
         y = self.norm(y).to(x.dtype).unflatten(1, (height, width))
         if self.gate:
             y = y * F.silu(z)

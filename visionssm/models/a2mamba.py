@@ -272,6 +272,12 @@ class StateAggregation(ScanningModule):
         self.fusion = Linear(num_heads, num_heads, **dd)
         self.set_scan(scan)
 
+    @torch.jit.ignore
+    def set_scan(self, order: ScanOrder) -> None:
+        """Take another order of as many directions."""
+        super().set_scan(order)
+        self.zeros = order.zeros
+
     def forward(self, y: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor, dilation: list[int]) -> Tensor:
         """Mix further.
 
@@ -288,7 +294,10 @@ class StateAggregation(ScanningModule):
         """
         height, width = y.shape[2], y.shape[3]
         u = F.silu(self.conv(y.permute(0, 2, 3, 1, 4).flatten(3))).flatten(1, 2)
-        states, C, skip = self.ssm(u, scan_order(self.scan, height, width, u))
+        order, tokens = scan_order(self.scan, height, width, u), height * width
+        states, C, skip = self.ssm(F.pad(u, [0, 0, 0, 1]) if self.zeros else u, order)
+        if self.zeros:
+            states, C, skip = states[:, :tokens], C[:, :tokens], skip[:, :tokens]
         states = states.unflatten(3, (self.num_heads, -1)).unflatten(1, (height, width))
         first, second = states.permute(0, 4, 1, 2, 3, 5).flatten(4).chunk(2, 1)  # [B, heads / 2, H, W, K D] each
         first = na_av(near, first, self.window, [1, 1])
@@ -481,7 +490,8 @@ class A2Mamba(Pyramid):
 
     Args:
         in_chans: Image channels.
-        num_classes: Classes; 0: no classifier.
+        num_classes: Classes; 0: no classifier, nor the projection before it: what comes out has `num_features`
+            channels. `reset_classifier(0)` keeps the projection, and pre-logits of `head_hidden_size` channels.
         global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
         img_size: Image size (one side, or height and width) that the bias of the global attention is for; images of
             other sizes resize it.
@@ -571,7 +581,7 @@ class A2Mamba(Pyramid):
         )
         self.head_hidden_size = head_hidden_size
         self.head_proj = LinearNormAct(dims[-1], head_hidden_size, **dd)
-        if num_classes < 1 and not global_pool:
+        if num_classes < 1:
             self._remove_head_proj()
         self.head = self._make_head(num_classes, global_pool, device, dtype)
         self.scan_directions = order.directions

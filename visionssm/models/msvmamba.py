@@ -91,7 +91,8 @@ class MultiScaleMixer(nn.Module):
     def set_scan(self, order: ScanOrder, half_order: ScanOrder) -> None:
         """Take other orders."""
         self.scan, self.half_scan = order.to_json(), half_order.to_json()
-        self.once, self.half_once = (o.directions == 1 and o.strategy.permutation for o in (order, half_order))
+        self.zeros, self.half_zeros = order.zeros, half_order.zeros
+        self.once, self.half_once = (o.directions == 1 and o.permutation for o in (order, half_order))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of (B, H, W, C)."""
@@ -101,9 +102,9 @@ class MultiScaleMixer(nn.Module):
         if self.gate:
             x, z = x.chunk(2, -1)
         x = x.permute(0, 3, 1, 2)
-        half = self._walk(self.half_conv(x), self.half_scan, self.half_once, self.half_set)
+        half = self._walk(self.half_conv(x), self.half_scan, self.half_zeros, self.half_once, self.half_set)
         half = F.interpolate(half.permute(0, 3, 1, 2), [height, width], mode=self.upsample)
-        y = self._walk(self.conv(x), self.scan, self.once, self.full_set) + half.permute(0, 2, 3, 1)
+        y = self._walk(self.conv(x), self.scan, self.zeros, self.once, self.full_set) + half.permute(0, 2, 3, 1)
         if not self.norm_steps:
             y = self.norm(y)
         y = y.to(x.dtype)
@@ -112,10 +113,12 @@ class MultiScaleMixer(nn.Module):
             y = y * F.silu(z)
         return self.out_proj(y)
 
-    def _walk(self, x: Tensor, scan: str, once: bool, parameter_set: int) -> Tensor:
+    def _walk(self, x: Tensor, scan: str, zeros: bool, once: bool, parameter_set: int) -> Tensor:
         _, _, height, width = x.shape
         x = F.silu(x.permute(0, 2, 3, 1).flatten(1, 2))
         order = scan_order(scan, height, width, x).flatten().unsqueeze(0)  # [1, T], direction after direction
+        if zeros:
+            x = F.pad(x, [0, 0, 0, 1])
         if self.norm_steps and not once:
             y = self.norm(self.ssm(x, order, parameter_set, True)).squeeze(2)  # [B, T, D]
             y = y.new_zeros(x.shape).index_add(1, order[0], y)
@@ -123,6 +126,8 @@ class MultiScaleMixer(nn.Module):
             y = self.ssm(x, order, parameter_set)
             if self.norm_steps:  # each token has had one step: the same
                 y = self.norm(y)
+        if zeros:
+            y = y[:, : height * width]
         return y.unflatten(1, (height, width))
 
 

@@ -161,7 +161,7 @@ class PlainMambaMixer(ScanningModule):
     def set_scan(self, order: ScanOrder) -> None:
         """Take another order, of any number of directions."""
         self.num_directions = order.directions
-        self.permutation = order.strategy.permutation
+        self.permutation, self.zeros = order.permutation, order.zeros
 
     def forward(self, x: Tensor, walk: Tensor) -> Tensor:
         """Mix tokens.
@@ -188,9 +188,12 @@ class PlainMambaMixer(ScanningModule):
         if self.permutation:
             y = scan_tokens(x, dt, A, B, C, skip, z=z, order=order, param_order=step.expand(K, -1))
         else:
+            if self.zeros:
+                x = F.pad(x, [0, 0, 0, 1])
             u = x[:, order.t()]
             y = scan_tokens(u, dt, A, B, C, skip, merge=False)
-            y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2)) * F.silu(z)
+            y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2))
+            y = (y[:, : height * width] if self.zeros else y) * F.silu(z)
         return self.out_proj(y.unflatten(1, (height, width)))
 
 
@@ -301,7 +304,7 @@ class PlainMamba(Isotropic):
         size = [height, width]
         pos_embed = resample_abs_pos_embed(self.pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
         order = scan_order(self.scan, height, width, x)
-        moves = step_moves(order, width)
+        moves = step_moves(order, width, height)
         return x + pos_embed.unflatten(1, size), torch.stack([order.to(moves.dtype), moves])
 
     def _pool(self, x: Tensor) -> Tensor:

@@ -25,12 +25,13 @@ def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
     return torch.ops.visionssm.scan_order(spec, height, width, like.detach())
 
 
-def step_moves(order: Tensor, width: int) -> Tensor:
+def step_moves(order: Tensor, width: int, height: int | None = None) -> Tensor:
     """PlainMamba's direction code of each step: 1 right, 2 left, 3 up, 4 down; 0 for the first step and for jumps.
 
     Args:
         order: Token positions, (K, T), integer.
         width: Columns of the grid.
+        height: Its rows, where a zero token may be visited: going to it and from it are jumps.
 
     Returns:
         Codes, (K, T) int64.
@@ -40,6 +41,9 @@ def step_moves(order: Tensor, width: int) -> Tensor:
     row, column = torch.div(order, width, rounding_mode='floor'), order % width
     down, right = row[:, 1:] - row[:, :-1], column[:, 1:] - column[:, :-1]
     moves = (down == 0) * ((right == 1) * 1 + (right == -1) * 2) + (right == 0) * ((down == -1) * 3 + (down == 1) * 4)
+    if height is not None:
+        on_grid = row < height
+        moves = moves * (on_grid[:, 1:] & on_grid[:, :-1])
     return torch.nn.functional.pad(moves, (1, 0))
 
 

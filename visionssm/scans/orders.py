@@ -16,6 +16,18 @@ def _sorted_by(height: int, width: int, *keys: np.ndarray) -> np.ndarray:
     return np.lexsort([np.broadcast_to(key, (height, width)).ravel() for key in reversed(keys)])
 
 
+def _filled_grid(height: int, width: int, multiple: int, pad: str) -> np.ndarray:
+    """Positions of a grid whose sides are filled up: 'repeat' the last row and column, or 'zero', the zero token."""
+    grid = _grid(height, width)
+    missing = ((0, -height % multiple), (0, -width % multiple))
+    return np.pad(grid, missing, 'edge') if pad == 'repeat' else np.pad(grid, missing, constant_values=height * width)
+
+
+def _check_pad(pad: str, allowed: tuple[str, ...]) -> None:
+    if pad not in allowed:
+        raise ValueError(f'pad is {pad!r}; allowed are {" and ".join(allowed)}')
+
+
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f'{name} is {value}; allowed are integers from {least}')
@@ -106,14 +118,26 @@ def plainmamba(height: int, width: int) -> np.ndarray:
     return np.stack([rows, rows[::-1], columns, columns[::-1]])
 
 
+def _local_steps(height: int, width: int, window: int, pad: str) -> int:
+    if pad == 'none':
+        return height * width
+    return ((height + window - 1) // window) * ((width + window - 1) // window) * window * window
+
+
 @register_scan(
     'local',
+    steps=_local_steps,
     meaning='Windows of window x window in raster order, raster inside each; windows at the border may be smaller',
     source='arXiv:2403.09338 (LocalMamba)',
 )
-def local(height: int, width: int, window: int = 7) -> np.ndarray:
-    """Window after window."""
+def local(height: int, width: int, window: int = 7, pad: str = 'none') -> np.ndarray:
+    """Window after window; with `pad='zero'`, windows at the border are filled up with zero tokens, as upstream's."""
     _check_least('window', window, 1)
+    _check_pad(pad, ('none', 'zero'))
+    if pad == 'zero':
+        grid = _filled_grid(height, width, window, pad)
+        rows, columns = (side // window for side in grid.shape)
+        return grid.reshape(rows, window, columns, window).swapaxes(1, 2).ravel()
     rows, columns = np.ogrid[:height, :width]
     return _sorted_by(height, width, rows // window, columns // window)
 
@@ -249,31 +273,26 @@ def nested_s(height: int, width: int, stripe: int = 4, shift: int = 0) -> np.nda
     'atrous',
     directions=4,
     permutation=False,
-    steps=lambda height, width, step: ((height + step - 1) // step) * ((width + step - 1) // step),
+    steps=lambda height, width, step, pad: ((height + step - 1) // step) * ((width + step - 1) // step),
     meaning='Four directions, each on its own sub-grid of every step-th row and column; by rows or by columns',
     source='after arXiv:2403.09977 (EfficientVMamba, ES2D)',
 )
-def atrous(height: int, width: int, step: int = 2) -> np.ndarray:
+def atrous(height: int, width: int, step: int = 2, pad: str = 'repeat') -> np.ndarray:
     """Sub-grids with row and column offsets (0, 0), (h, 0), (0, h), (h, h), h = step // 2.
 
-    Sizes that `step` does not divide are padded by repeating the last row and column. With step 2 the directions
-    together visit every token, each exactly once if height and width are even; a larger step leaves tokens out.
+    Sizes that `step` does not divide are padded by repeating the last row and column, or with zero tokens as upstream's
+    (`pad='zero'`). With step 2 the directions together visit every token, each exactly once if height and width are
+    even; a larger step leaves tokens out.
     """
     _check_least('step', step, 1)
-    grid = _grid(height, width)
-
-    def sub_grid(row: int, column: int) -> np.ndarray:
-        rows = np.minimum(np.arange(0, height, step) + row, height - 1)
-        columns = np.minimum(np.arange(0, width, step) + column, width - 1)
-        return grid[np.ix_(rows, columns)]
-
-    half = step // 2
+    _check_pad(pad, ('repeat', 'zero'))
+    grid, half = _filled_grid(height, width, step, pad), step // 2
     return np.stack(
         [
-            sub_grid(0, 0).ravel(),
-            sub_grid(half, 0).T.ravel(),
-            sub_grid(0, half).ravel(),
-            sub_grid(half, half).T.ravel(),
+            grid[::step, ::step].ravel(),
+            grid[half::step, ::step].T.ravel(),
+            grid[::step, half::step].ravel(),
+            grid[half::step, half::step].T.ravel(),
         ]
     )
 

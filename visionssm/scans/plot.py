@@ -183,6 +183,8 @@ _Panels = list[tuple[str, np.ndarray, tuple[float, float]]]  # label, token posi
 def _panels(order: ScanOrder, height: int, width: int) -> _Panels:
     table = order.table(height, width)
     steps, tokens = table.shape[1], height * width
+    if order.zeros:  # the zero token is nowhere on the grid
+        return [(f'direction {k}', path[path < tokens], (0.0, 1.0)) for k, path in enumerate(table)]
     panels = []
     for k, path in enumerate(table):
         for first in range(0, steps, tokens):

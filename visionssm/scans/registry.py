@@ -34,7 +34,7 @@ class ScanStrategy:
         source: Paper or repository that it is from.
         directions: Numbers of directions it offers; the first is the default.
         any_directions: Whether every other number is offered too.
-        permutation: Whether each direction visits every token exactly once.
+        permutation: Whether each direction visits every token exactly once; with `pad='zero'`, zero tokens besides.
         neighbours: 4 or 8 if consecutive tokens are always 4- or 8-neighbours on the grid, 0 if neither is promised.
         args: Its arguments with their defaults.
     """
@@ -76,6 +76,16 @@ class ScanOrder:
         return _STRATEGIES[self.name]
 
     @property
+    def zeros(self) -> bool:
+        """Whether it may visit a zero token, which has the position H * W behind all others."""
+        return ('pad', 'zero') in self.args
+
+    @property
+    def permutation(self) -> bool:
+        """Whether each direction visits every token exactly once, and nothing else."""
+        return self.strategy.permutation and not self.zeros
+
+    @property
     def spec(self) -> dict[str, ArgValue]:
         """The shortest dict that `get_scan` turns into this order: defaults are left out. JSON-serialisable."""
         spec: dict[str, ArgValue] = {'name': self.name}
@@ -108,7 +118,8 @@ class ScanOrder:
     def inverse(self, height: int, width: int) -> np.ndarray:
         """The step at which each token is visited, (K, H * W) int32, read-only.
 
-        A token visited several times gets its first step, a token never visited gets -1.
+        A token visited several times gets its first step, a token never visited gets -1. The zero token of `pad='zero'`
+        has no column.
 
         Args:
             height: Rows of the grid, from 1.
@@ -135,7 +146,7 @@ def register_scan(
     The function returns a path (T,) or a table (K, T) of row-major token positions, for any size from 1 x 1. Its
     other parameters are the arguments of the order: each needs a bool, int, float or str as default, whose type is
     enforced; the function raises `ValueError` for values out of range. A parameter `directions` receives the number
-    chosen.
+    chosen. With an argument `pad` of 'zero', tables may hold H * W: a step on a token that is zero throughout.
 
     Args:
         name: New name, an identifier.
@@ -168,12 +179,12 @@ def register_scan(
         raise ValueError(f'directions is {directions!r}; allowed are integers from 1, the default first')
     if neighbours not in (0, 4, 8):
         raise ValueError(f'neighbours is {neighbours!r}; allowed are 0, 4 and 8')
-    if permutation and steps is not None:
-        raise ValueError('steps is given for a permutation, which takes H * W steps; pass permutation=False')
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         parameters = list(inspect.signature(function).parameters.values())[2:]
         args = {parameter.name: parameter.default for parameter in parameters if parameter.name != 'directions'}
+        if permutation and steps is not None and 'pad' not in args:
+            raise ValueError('steps is given for a permutation, which takes H * W steps; pass permutation=False')
         for key, default in args.items():
             if key == 'name':
                 raise ValueError(f'an argument of scan {name!r} is called name, which specs use for the scan itself')
@@ -288,10 +299,11 @@ def _table(order: ScanOrder, height: int, width: int) -> np.ndarray:
     if table.shape != shape or table.dtype.kind not in 'iu':
         raise ValueError(f'{where} gives {table.dtype} {table.shape}; expected integers of shape {shape}')
     tokens = height * width
-    if table.size and (table.min() < 0 or table.max() >= tokens):
-        raise ValueError(f'{where} visits tokens {table.min()}..{table.max()}; allowed are 0..{tokens - 1}')
-    if strategy.permutation and any(np.bincount(row, minlength=tokens).max() > 1 for row in table):
-        raise ValueError(f'{where} visits a token twice, yet is registered as a permutation')
+    last = tokens if order.zeros else tokens - 1
+    if table.size and (table.min() < 0 or table.max() > last):
+        raise ValueError(f'{where} visits tokens {table.min()}..{table.max()}; allowed are 0..{last}')
+    if strategy.permutation and any((np.bincount(row, minlength=tokens)[:tokens] != 1).any() for row in table):
+        raise ValueError(f'{where} visits a token twice or not at all, yet is registered as a permutation')
     table = table.astype(np.int32)
     table.flags.writeable = False
     return table
@@ -308,7 +320,8 @@ def _from_path(order: ScanOrder, path: np.ndarray, height: int, width: int, args
     if other.shape != path.shape:
         sizes = f'{path.size} steps at {height} x {width} and {other.size} at {width} x {height}'
         raise ValueError(f'scan {order.name!r} has {sizes}; four directions of a path need equally many')
-    other = other % height * width + other // height  # positions of the transposed grid, back on the grid
+    # positions of the transposed grid, back on the grid; the zero token stays where it is
+    other = np.where(other < height * width, other % height * width + other // height, other)
     return np.stack([path, other, path[::-1], other[::-1]])
 
 
@@ -316,8 +329,9 @@ def _from_path(order: ScanOrder, path: np.ndarray, height: int, width: int, args
 def _inverse(order: ScanOrder, height: int, width: int) -> np.ndarray:
     table = _table(order, height, width)
     directions, steps = table.shape
-    inverse = np.full((directions, height * width), steps, np.int32)
+    inverse = np.full((directions, height * width + order.zeros), steps, np.int32)
     np.minimum.at(inverse, (np.arange(directions)[:, None], table), np.arange(steps, dtype=np.int32))
+    inverse = inverse[:, : height * width]
     inverse[inverse == steps] = -1
     inverse.flags.writeable = False
     return inverse
