@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,12 +110,46 @@ def test_steps_aside_for_a_compiled_extension():
     assert result.returncode == 0, result.stderr
 
 
+FIRST = """
+from {first}
+import sys
+print(type(sys.modules['mmcv._ext']).__name__, 'visionssm.openmmlab' in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    'first',
+    ['mmdet.apis import DetInferencer, init_detector', 'mmseg.apis import MMSegInferencer'],
+)
+def test_found_by_the_first_import(first):
+    result = _run(FIRST.format(first=first))
+    assert result.stdout.split()[-2:] == ['_StandIn', 'True'], result.stderr
+
+
+COMPILED = 'import mmcv._ext; assert mmcv._ext.theirs'
+HIDDEN = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name == 'mmcv' else find(name, *args)
+"""
+TORCH = "import sys; before = list(sys.meta_path); import torch; print(before == sys.meta_path, 'timm' in sys.modules)"
+
+
+def test_torch_changes_nothing_where_mmcv_is_absent():
+    assert _run(HIDDEN + TORCH).stdout.split() == ['True', 'False']
+
+
+def test_torch_changes_nothing_where_mmcv_is_compiled(tmp_path, monkeypatch):
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv/__init__.py').touch()
+    (tmp_path / 'mmcv/_ext.py').write_text('theirs = True')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
+    result = _run(f'{TORCH}; {COMPILED}')
+    assert result.stdout.split() == ['True', 'False'] and result.returncode == 0, result.stderr
+
+
 def test_without_mmcv_says_what_to_install():
-    hide = (
-        'find = importlib.util.find_spec; '
-        "importlib.util.find_spec = lambda name, *a: None if name == 'mmcv' else find(name, *a)"
-    )
-    last = _run(_ALONE.format(before=hide)).stderr.strip().splitlines()[-1]
+    last = _run(_ALONE.format(before=HIDDEN)).stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: ') and 'pip install' in last
 
 

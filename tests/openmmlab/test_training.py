@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import mmdet
 import numpy as np
 import pytest
 import torch
@@ -37,9 +38,9 @@ def run(tool, *args, cwd):
     return result.stdout
 
 
-def scalars(folder):
+def scalars(folder, pattern='*/vis_data/2*.json'):
     """What the runner logged, in order of runs and iterations."""
-    files = sorted(folder.glob('*/vis_data/2*.json'))
+    files = sorted(folder.glob(pattern))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
@@ -103,6 +104,12 @@ def test_mmdets_own_inference(scenes, monkeypatch):
     torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': model.dataset_meta}}, 'detector.pth')
     (again,) = DetInferencer(config, 'detector.pth', device='cpu')(image)['predictions']
     assert again['scores'] == pytest.approx(found.scores.tolist(), abs=1e-5)
+
+    tool = Path(mmdet.__file__).parent / '.mim/tools/test.py'
+    options = ['--work-dir', 'theirs', '--cfg-options', 'test_dataloader.dataset.indices=2']
+    result = subprocess.run([sys.executable, tool, config, 'detector.pth', *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert 'coco/segm_mAP' in scalars(scenes / 'theirs', '*/2*.json')[-1]
 
 
 def test_killed_and_resumed_training_has_the_same_losses(scenes):

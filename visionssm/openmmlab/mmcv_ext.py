@@ -4,8 +4,8 @@ mmcv-lite has no `mmcv._ext`, and mmdet and mmseg import it. What they need of i
 exist; what Mask R-CNN, Cascade R-CNN, RetinaNet and UPerNet run is RoIAlign, NMS and on GPUs the focal loss, which
 torchvision has, too.
 Importing this module puts such an extension into `sys.modules`, unless a compiled one is there, and lets mmengine read
-its runner's checkpoints under torch's safe loading, so that `resume=True` works. It needs nothing else of this package:
-in any config,
+its runner's checkpoints under torch's safe loading, so that `resume=True` works. Where visionssm is installed, mmcv
+finds it by itself (`visionssm_mmcv`). Elsewhere, in any config,
 
     custom_imports = dict(imports=['visionssm.openmmlab.mmcv_ext'], allow_failed_imports=False)
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-_NAME = 'mmcv._ext'
+from visionssm_mmcv import EXTENSION, lacks_operators
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -158,17 +158,17 @@ def install() -> bool:
     Raises:
         ImportError: If there is no mmcv, or no torchvision to stand in.
     """
-    present = sys.modules.get(_NAME)
+    present = sys.modules.get(EXTENSION)
     if present is not None:
         return isinstance(present, _StandIn)
     if importlib.util.find_spec('mmcv') is None:
         raise ImportError('mmcv is missing: pip install "visionssm[openmmlab]", or mmcv-lite==2.1.0 alone')
-    if importlib.util.find_spec(_NAME) is not None:
+    if not lacks_operators():
         return False
     if importlib.util.find_spec('torchvision') is None:
         raise ImportError('this mmcv has no compiled operators, and torchvision stands in for them: pip install it')
-    module = _StandIn(_NAME, __doc__)
-    module.__spec__ = ModuleSpec(_NAME, None)  # mmcv asks for it
+    module = _StandIn(EXTENSION, __doc__)
+    module.__spec__ = ModuleSpec(EXTENSION, None)  # mmcv asks for it
     for operator in (
         nms,
         roi_align_forward,
@@ -179,7 +179,7 @@ def install() -> bool:
         get_compiling_cuda_version,
     ):
         setattr(module, operator.__name__, operator)
-    sys.modules[_NAME] = module
+    sys.modules[EXTENSION] = module
     return True
 
 
