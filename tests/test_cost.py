@@ -8,8 +8,7 @@ import visionssm  # noqa: F401
 from visionssm.catalog.macs import count_macs
 from visionssm.catalog.models import model_cost, model_names
 from visionssm.catalog.reported import REPORTED, differs
-from visionssm.layers.neighborhood import na_av, na_qk
-from visionssm.ops import selective_scan
+from visionssm.ops import na_av, na_qk, selective_scan
 
 
 class Scan(nn.Module):

@@ -21,7 +21,7 @@ import timm
 import torch
 
 import visionssm.models  # noqa: F401 - registers the models
-from visionssm.ops import _cpu, selective_scan
+from visionssm.ops import cpu, selective_scan
 from visionssm.scans import get_scan
 
 HERE = Path(__file__).resolve().parent
@@ -111,8 +111,8 @@ def scan_problem(batch, height, width, channels, directions, d_state):
 
 def floor_function():
     """The bare loop of `_scan_floor.cpp`, compiled as the kernel is."""
-    source = _cpu._SOURCE.read_text() + (HERE / '_scan_floor.cpp').read_text()
-    function = ctypes.CDLL(str(_cpu.compile_library(source))).visionssm_scan_floor
+    source = cpu._SOURCE.read_text() + (HERE / '_scan_floor.cpp').read_text()
+    function = ctypes.CDLL(str(cpu.compile_library(source))).visionssm_scan_floor
     function.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_void_p]
     return function
 
@@ -140,7 +140,7 @@ def bench_scan(
     tensors, order = scan_problem(*shape)
     leaves = list(tensors.values())
     work = (batch * directions * height * width, channels, d_state)
-    threads, gomp = torch.get_num_threads(), _cpu._gomp_parallel()
+    threads, gomp = torch.get_num_threads(), cpu._gomp_parallel()
     grad = torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(1))
     functions = {b: partial(selective_scan, **tensors, delta_softplus=True, order=order, backend=b) for b in backends}
     functions['loop'] = partial(sequential_loop, **tensors, order=order)

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, or a part of the name')
     command.set_defaults(run=_configs)
 
-    command = commands.add_parser('env', help='versions, devices, and which scan backend serves which')
+    command = commands.add_parser('env', help='versions, devices, and which backend of which op serves which')
     command.set_defaults(run=_env)
 
     command = commands.add_parser('selfcheck', help='check every scan backend on this machine against the definition')
@@ -318,8 +318,8 @@ def _env(args: argparse.Namespace) -> int:
         print(heading)
         _pairs(pairs, indent='  ')
         print()
-    print('scan backends')
-    _table(['device', 'backend', 'here'], environment.backends())
+    print('backends')
+    _table(['op', 'device', 'backend', 'here'], environment.backends())
     return 0
 
 

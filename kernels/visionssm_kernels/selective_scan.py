@@ -113,7 +113,7 @@ def choose_plan(
 
 
 def refuse(problem) -> str:
-    """Why these kernels can't serve `problem` (`visionssm.ops._dispatch.Problem`); '' if they can."""
+    """Why these kernels can't serve `problem` (`visionssm.ops.dispatch.ScanProblem`); '' if they can."""
     if problem.dtype == torch.float64:
         return 'its state is float32 and the tokens are float64'
     if problem.d_state > MAX_STATE:
@@ -209,7 +209,8 @@ def _strides(x: Tensor | None, shared: bool = False) -> tuple[int, int, int]:
 class _Inputs:
     """The inputs as the kernels want them, their sizes and strides."""
 
-    def __init__(self, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window):
+    def __init__(self, inputs):
+        u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, _ = inputs
         self.u, self.delta, self.B, self.C, self.z = (_unit_stride(x) for x in (u, delta, B, C, z))
         self.D, self.bias = (x if x is None else x.contiguous() for x in (D, delta_bias))
         self.A = (A.to(torch.float32) * LOG2E).transpose(1, 2).contiguous()
@@ -276,44 +277,17 @@ class _Inputs:
         )  # fmt: skip
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    softplus: bool,
-    mode: int,
-    window: int,
-    return_last_state: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs) -> tuple[Tensor, Tensor]:
     """The scan of `visionssm.ops.selective_scan`, heads expanded.
 
     Args:
-        u: (B, L, D) or (B, L, K, D).
-        delta: (B, L, K, D), any strides.
-        A: (K, D, N) or (K, D, 1).
-        B: (B, L, K, N).
-        C: (B, L, K, N).
-        D: (K, D).
-        z: (B, L, D).
-        delta_bias: (K, D).
-        order: (K, T), int32 or int64; None is raster order.
-        param_order: (K, T); None is that of `order`.
-        softplus: Whether dt = softplus(delta + delta_bias).
-        mode: 0: merged, (B, L, D); 1: per direction, (B, L, K, D); 2: per step, (B, T, K, D).
-        window: Steps per local backward window, 0 for none.
-        return_last_state: Whether to return the last state.
+        inputs: `visionssm.ops.inputs.ScanInputs`.
 
     Returns:
         The output in the dtype of `u`, and the last state (B, K, D, N), fp32, or an empty tensor.
     """
-    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
+    u, order, mode, return_last_state = inputs.u, inputs.order, inputs.mode, inputs.return_last_state
+    x = _Inputs(inputs)
     state_shape = (x.batch, x.directions, x.d_state, x.channels) if return_last_state else (0,)
     last = u.new_zeros(state_shape, dtype=torch.float32)
     if x.empty:
@@ -347,49 +321,23 @@ def forward(
         return out, last.transpose(2, 3).contiguous() if return_last_state else last
 
 
-def backward(
-    grad_out: Tensor,
-    grad_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    softplus: bool,
-    mode: int,
-    window: int,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of `forward` with respect to its first eight arguments.
+def backward(grads: tuple[Tensor, Tensor | None], inputs) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs.tensors`.
 
     Args:
-        grad_out: Gradient of the output.
-        grad_state: Gradient of the last state, (B, K, D, N), or None.
-        u: As in `forward`, and so are the others.
-        delta: As in `forward`.
-        A: As in `forward`.
-        B: As in `forward`.
-        C: As in `forward`.
-        D: As in `forward`.
-        z: As in `forward`.
-        delta_bias: As in `forward`.
-        order: As in `forward`.
-        param_order: As in `forward`.
-        softplus: As in `forward`.
-        mode: As in `forward`.
-        window: As in `forward`.
+        grads: Gradients of the output and of the last state, (B, K, D, N), or None.
+        inputs: As in `forward`.
 
     Returns:
-        One gradient per input, in its dtype and shape, contiguous; None for an absent one.
+        One gradient per tensor, in its dtype and shape, contiguous; None for an absent one.
     """
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    x = _Inputs(*inputs, order, param_order, softplus, mode, window)
+    (grad_out, grad_state), (u, delta, A, B, C, D, z, delta_bias) = grads, inputs.tensors
+    order, param_order, mode = inputs.order, inputs.param_order, inputs.mode
+    x = _Inputs(inputs)
     if x.empty:
-        return tuple(None if i is None else torch.zeros_like(i, memory_format=torch.contiguous_format) for i in inputs)
+        return tuple(
+            None if i is None else torch.zeros_like(i, memory_format=torch.contiguous_format) for i in inputs.tensors
+        )
     with torch.cuda.device_of(u):
         deterministic = torch.are_deterministic_algorithms_enabled()
         has_table = order is not None or param_order is not None

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from visionssm.ops import _dispatch
-from visionssm.ops._reference import selective_scan_ref
+from visionssm.ops import selective_scan_ref
+from visionssm.ops.dispatch import BACKENDS, ScanProblem
+from visionssm.ops.inputs import ScanInputs
 from visionssm.scans import get_scan, list_scans
 from visionssm.testing import assert_close
 
@@ -74,8 +75,16 @@ def check(case: Case, order=None, param_order=None, inputs=None):
     expected_grads = torch.autograd.grad(loss, list(present.values()), allow_unused=True)
 
     order, param_order = (x if x is None else x.to(DEVICE) for x in (order, param_order))
-    arguments = (*inputs.values(), order, param_order, case.softplus, case.mode, case.window)
-    out, last = kernels.forward(*arguments, case.last)
+    arguments = ScanInputs(
+        **inputs,
+        order=order,
+        param_order=param_order,
+        delta_softplus=case.softplus,
+        mode=case.mode,
+        local_window=case.window,
+        return_last_state=case.last,
+    )
+    out, last = kernels.forward(arguments)
     assert out.dtype == case.dtype and out.is_contiguous()
     assert_close('out', out, expected)
     if case.last:
@@ -84,7 +93,8 @@ def check(case: Case, order=None, param_order=None, inputs=None):
     else:
         assert last.shape == (0,) and last.dtype == torch.float32
 
-    grads = kernels.backward(grad_out.to(DEVICE), None if grad_state is None else grad_state.to(DEVICE), *arguments)
+    grad_state = None if grad_state is None else grad_state.to(DEVICE)
+    grads = kernels.backward((grad_out.to(DEVICE), grad_state), arguments)
     assert [name for name, grad in zip(NAMES, grads, strict=True) if grad is not None] == list(present)
     grads = [grad for grad in grads if grad is not None]
     for (name, x), grad, wanted in zip(present.items(), grads, expected_grads, strict=True):
@@ -243,9 +253,9 @@ def test_strides(kind):
 
 def test_expanded_gradient():
     inputs = make_inputs(Case())
-    arguments = (*inputs.values(), None, None, True, MERGED, 0)
+    arguments = ScanInputs(*inputs.values(), None, None, True, MERGED, 0, False)
     grads = [
-        kernels.backward(grad, None, *arguments)
+        kernels.backward((grad, None), arguments)
         for grad in (torch.ones((), device=DEVICE).expand(1, 9, 20), torch.ones(1, 9, 20, device=DEVICE))
     ]
     for a, b in zip(*grads, strict=True):
@@ -256,13 +266,14 @@ def test_expanded_gradient():
 def test_empty_batch_and_no_steps(mode):
     for case, order in ((Case(batch=0, mode=mode), None), (Case(mode=mode), visits(2, 9, 0))):
         inputs = make_inputs(case)
-        out, last = kernels.forward(*inputs.values(), order, None, True, mode, 0, True)
+        arguments = ScanInputs(*inputs.values(), order, None, True, mode, 0, True)
+        out, last = kernels.forward(arguments)
         reference, reference_last = selective_scan_ref(
             *inputs.values(), True, order=order, merge=mode == MERGED, per_step=mode == PER_STEP, return_last_state=True
         )
         assert out.shape == reference.shape and last.shape == reference_last.shape
         assert not out.any() and not last.any()
-        grads = kernels.backward(torch.zeros_like(out), None, *inputs.values(), order, None, True, mode, 0)
+        grads = kernels.backward((torch.zeros_like(out), None), arguments)
         for x, grad in zip(inputs.values(), grads, strict=True):
             assert grad is x is None or (grad.shape == x.shape and not grad.any())
 
@@ -278,7 +289,8 @@ def test_64_bit_offsets_are_used_from_2_to_31():
         u = torch.empty(1, length, 1024, device='meta')
         delta, b = torch.empty(1, length, 1, 1024, device='meta'), torch.empty(1, length, 1, 1, device='meta')
         rates = torch.empty(1, 1024, 1, device='meta')
-        return kernels._Inputs(u, delta, rates, b, b, None, None, None, None, None, True, MERGED, 0).wide()
+        inputs = ScanInputs(u, delta, rates, b, b, None, None, None, None, None, True, MERGED, 0, False)
+        return kernels._Inputs(inputs).wide()
 
     assert not wide(2**20)
     assert wide(2**21)
@@ -338,13 +350,14 @@ def test_plan_rule():
 
 
 def test_refusals():
-    problem = _dispatch.Problem('cpu', torch.float32, 16, 64, 0)
+    problem = ScanProblem('cpu', torch.float32, 16, 64, 0)
     assert kernels.refuse(problem) == ''
     assert 'float64' in kernels.refuse(problem._replace(dtype=torch.float64))
     assert '65' in kernels.refuse(problem._replace(d_state=65))
     if not torch.cuda.is_available():
         assert 'driver' in kernels.refuse(problem._replace(device='cuda'))
-        assert 'serves cuda' in _dispatch.refusal('triton', problem)
+        (triton,) = (backend for backend in BACKENDS if backend.name == 'triton')
+        assert 'serves cuda' in triton.refuses(problem)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from visionssm.ops import _cpu, _dispatch, available_backends, selective_scan
+from visionssm.ops import available_backends, cpu, selective_scan
+from visionssm.ops.dispatch import backend_names
 
 PROBE = (
     'import torch; from visionssm.ops import selective_scan as s; x = torch.ones(1, 4, 1, 2);'
@@ -31,15 +32,15 @@ def test_processes_that_start_together_share_one_library(tmp_path):
 
 def test_a_broken_library_in_the_cache_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setenv('VISIONSSM_CACHE', str(tmp_path))
-    path = _cpu.compile_library('extern "C" int f() { return 1; }')
+    path = cpu.compile_library('extern "C" int f() { return 1; }')
     path.write_bytes(b'not a library')
-    monkeypatch.setattr(_cpu, 'compile_library', lambda source: path)
-    _cpu.library.cache_clear()
+    monkeypatch.setattr(cpu, 'compile_library', lambda source: path)
+    cpu.library.cache_clear()
     try:
-        with pytest.raises(_cpu.CompileError, match='cannot be loaded'):
-            _cpu.library()
+        with pytest.raises(cpu.CompileError, match='cannot be loaded'):
+            cpu.library()
     finally:
-        _cpu.library.cache_clear()
+        cpu.library.cache_clear()
 
 
 def test_no_compiler_named_backend_raises_and_automatic_falls_back(tmp_path):
@@ -55,8 +56,8 @@ def test_no_compiler_named_backend_raises_and_automatic_falls_back(tmp_path):
 
 def test_compiler_errors_are_shown(tmp_path, monkeypatch):
     monkeypatch.setenv('VISIONSSM_CACHE', str(tmp_path))
-    with pytest.raises(_cpu.CompileError, match='failed'):
-        _cpu.compile_library('this is not C++')
+    with pytest.raises(cpu.CompileError, match='failed'):
+        cpu.compile_library('this is not C++')
     assert not list(tmp_path.iterdir())
 
 
@@ -64,8 +65,8 @@ def test_unwritable_cache_falls_to_the_temporary_folder(tmp_path, monkeypatch):
     blocked = tmp_path / 'file'
     blocked.write_text('')  # a file where a folder is wanted: mkdir fails for root too
     monkeypatch.setenv('VISIONSSM_CACHE', str(blocked / 'cache'))
-    monkeypatch.setattr(_cpu.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
-    path = _cpu.compile_library('extern "C" int f() { return 2; }')
+    monkeypatch.setattr(cpu.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
+    path = cpu.compile_library('extern "C" int f() { return 2; }')
     assert path.is_relative_to(tmp_path / 'tmp')
 
 
@@ -74,11 +75,11 @@ def test_library_of_another_user_is_not_loaded(tmp_path, monkeypatch):
         pytest.skip('no user ids on this platform')
     path = tmp_path / 'x.so'
     path.write_text('')
-    assert _cpu._is_own(path)
+    assert cpu._is_own(path)
     monkeypatch.setattr(os, 'getuid', lambda: 12345)
     if os.geteuid() == 0:  # root's files are everybody's
         os.chown(path, 54321, -1)
-    assert not _cpu._is_own(path)
+    assert not cpu._is_own(path)
 
 
 def test_forward_allocates_its_output_alone():
@@ -95,4 +96,4 @@ def test_report_says_why():
     report = available_backends('cpu')
     assert report['cpu'] == '' and report['torch'] == '' and 'cuda' in report['triton']
     assert 'float64' in available_backends('cpu', torch.float64)['cpu']
-    assert list(report) == [b.name for b in _dispatch.BACKENDS]
+    assert list(report) == backend_names('scan')

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from visionssm.ops import _torch, scan_tokens, selective_scan, selective_scan_fn, selective_scan_ref, use_backend
+from visionssm.ops import chunked, scan_tokens, selective_scan, selective_scan_fn, selective_scan_ref, use_backend
 from visionssm.scans import get_scan, list_scans
 from visionssm.testing import assert_close
 
@@ -112,14 +112,14 @@ def test_dtypes(backend, dtype, mode, kind):
 @pytest.mark.parametrize('L', [1, 2, 63, 64, 196, 1000])
 @pytest.mark.parametrize('N', [1, 8, 16])
 def test_lengths(backend, L, N, monkeypatch):
-    monkeypatch.setattr(_torch, '_CHUNK_ELEMENTS', 1)  # many chunks
+    monkeypatch.setattr(chunked, '_CHUNK_ELEMENTS', 1)  # many chunks
     check(problem(B=1, L=L, K=1, D=17, N=N, z=True), backend, order=orders(L, 1, 'permuted'))
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('window', [1, 3, 8, 16])
 def test_windows_over_chunks(backend, window, monkeypatch):
-    monkeypatch.setattr(_torch, '_CHUNK_ELEMENTS', 1)
+    monkeypatch.setattr(chunked, '_CHUNK_ELEMENTS', 1)
     check(problem(B=1, L=901, K=1, D=5, N=2), backend, local_window=window)
 
 
@@ -261,7 +261,7 @@ class Scan(torch.nn.Module):
     def forward(self, u: torch.Tensor, delta: torch.Tensor, B: torch.Tensor, C: torch.Tensor, order: torch.Tensor):
         """Scan two directions."""
         return scan_tokens(
-            u, delta, -torch.exp(self.A_log), B, C, self.D, None, None, True, order, local_window=self.window
+            u=u, delta=delta, A=-torch.exp(self.A_log), B=B, C=C, D=self.D, order=order, local_window=self.window
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionssm.ops import BackendUnavailableError, available_backends, selective_scan, selective_scan_ref, use_backend
-from visionssm.ops._dispatch import BACKENDS
+from visionssm.ops.dispatch import backend_names
 from visionssm.scans import get_scan
 from visionssm.testing import relative_error, tolerance
 
@@ -106,7 +106,7 @@ def refusals(device: torch.device, names: Iterable[str] = ()) -> dict[str, str]:
         BackendUnavailableError: If a backend that was asked for can't serve the device.
     """
     names = tuple(names)
-    known = [backend.name for backend in BACKENDS]
+    known = backend_names('scan')
     for name in names:
         if name not in known:
             raise ValueError(f'unknown backend {name!r}; choose from {", ".join(known)}')
@@ -131,7 +131,7 @@ def check(device: torch.device, names: Iterable[str] = (), on_case: Callable[[],
     """
     names = tuple(names)
     refused = refusals(device, names)
-    for backend in names or [backend.name for backend in BACKENDS if backend.name not in refused]:
+    for backend in names or [name for name in backend_names('scan') if name not in refused]:
         for dtype in DTYPES:
             if device.type == 'mps' and dtype == torch.float64:  # Apple GPUs have none
                 continue

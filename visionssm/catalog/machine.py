@@ -10,7 +10,8 @@ from importlib import metadata
 import torch
 
 from visionssm.ops import available_backends
-from visionssm.ops._cpu import CompileError, _compiler, cache_dir
+from visionssm.ops.cpu import CompileError, cache_dir, find_compiler
+from visionssm.ops.dispatch import BACKENDS, OPS, requested_backend
 from visionssm.version import __version__
 
 _PACKAGES = (
@@ -19,6 +20,7 @@ _PACKAGES = (
 )  # fmt: skip
 _VARIABLES = (
     'VISIONSSM_BACKEND',
+    'VISIONSSM_NEIGHBORHOOD_BACKEND',
     'VISIONSSM_CACHE',
     'CXX',
     'OMP_NUM_THREADS',
@@ -70,26 +72,28 @@ def check_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def backends() -> list[tuple[str, str, str]]:
-    """(device type, backend, what it does there). Compiles the C++ kernel if that has not been done yet."""
+def backends() -> list[tuple[str, str, str, str]]:
+    """(op, device type, backend, what it does there). Compiles the C++ kernel if that has not been done yet."""
     rows = []
-    for device in dict.fromkeys(name.partition(':')[0] for name, _ in devices()):
-        chosen = False
-        for backend, reason in available_backends(device).items():
-            if reason:
-                text = f'no: {" ".join(reason.split())}'
-            elif backend == 'reference':
-                text = 'only when asked for'
-            else:
-                text, chosen = ('available', True) if chosen else ('used', True)
-            rows.append((device, backend, text))
+    for op in OPS:
+        for device in dict.fromkeys(name.partition(':')[0] for name, _ in devices()):
+            asked, reasons = requested_backend(op), available_backends(device, op=op)
+            automatic = [b.name for b in BACKENDS if b.op == op and b.is_automatic(device) and not reasons[b.name]]
+            for name, reason in reasons.items():
+                if reason:
+                    text = f'no: {" ".join(reason.split())}'
+                elif name == (asked or automatic[0]):
+                    text = 'used, as asked for' if asked else 'used'
+                else:
+                    text = 'available' if name in automatic else 'only when asked for'
+                rows.append((op, device, name, text))
     return rows
 
 
 def tools() -> list[tuple[str, str]]:
     """(name, value) of the compiler, the cache folder and the environment variables that are read here."""
     try:
-        compiler = _compiler()
+        compiler = find_compiler()
         output = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
         compiler = f'{compiler} ({(output.splitlines() or ["no version"])[0]})'
     except CompileError as error:

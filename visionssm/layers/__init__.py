@@ -12,8 +12,7 @@ from .embed import (
 )
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
-from .neighborhood import na_av, na_bias, na_qk
-from .onednn import Linear, linear
+from .onednn import Linear, linear, na_av, na_bias, na_qk, scan_tokens
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
@@ -61,6 +60,7 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'scan_tokens',
     'split_projection',
     'whole_side',
 ]

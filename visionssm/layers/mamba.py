@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan
 
-from .onednn import Linear
+from .onednn import Linear, scan_tokens
 from .scanning import ScanningModule, ScanSpec
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
@@ -102,9 +101,9 @@ class MambaDirection(nn.Module):
         delta, B, C = self.dt_proj(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
         A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
         if along_rows:
-            return scan_tokens(u, delta, A, B, C, D, z=z, order=order, local_window=local_window)
+            return scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, order=order, local_window=local_window)
         # tokens are in visiting order already; they go back to where they came from
-        steps = scan_tokens(u, delta, A, B, C, D, merge=False, local_window=local_window)
+        steps = scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, merge=False, local_window=local_window)
         return torch.zeros_like(z).index_add(1, order[0].long(), steps.squeeze(2))
 
 

@@ -7,12 +7,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from visionssm.ops import scan_tokens
+from .onednn import Linear, linear, scan_tokens
 
-from .onednn import Linear, linear
-
-# fx records the scan as one call, in whichever forward it stands: it checks shapes, which have no values while tracing
-register_notrace_function(scan_tokens)
 torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')
 
@@ -180,17 +176,14 @@ class SelectiveSSM(nn.Module):
         projected = linear(x, x_proj.flatten(0, 1)).unflatten(2, x_proj.shape[:2])
         delta, B, C = split_projection(projected, dt_proj, self.d_state)
         return scan_tokens(
-            x,
-            delta,
-            decay_rates(A_log),
-            B,
-            C,
-            at_least_fp32(D),
-            None,
-            at_least_fp32(dt_bias),
-            True,
-            order,
-            None,
-            not per_step,
-            per_step,
+            u=x,
+            delta=delta,
+            A=decay_rates(A_log),
+            B=B,
+            C=C,
+            D=at_least_fp32(D),
+            delta_bias=at_least_fp32(dt_bias),
+            order=order,
+            merge=not per_step,
+            per_step=per_step,
         )

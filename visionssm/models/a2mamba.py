@@ -48,9 +48,9 @@ from visionssm.layers import (
     na_av,
     na_bias,
     na_qk,
+    scan_tokens,
     split_projection,
 )
-from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -245,8 +245,16 @@ class StateSSM(SelectiveSSM):
         """
         projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
         delta, B, C = split_projection(projected, self.dt_proj_weight, 1)
-        A, bias = decay_rates(self.A_log), at_least_fp32(self.dt_proj_bias)
-        states = scan_tokens(x, delta, A, B, torch.ones_like(B), delta_bias=bias, order=order, merge=False)
+        states = scan_tokens(
+            u=x,
+            delta=delta,
+            A=decay_rates(self.A_log),
+            B=B,
+            C=torch.ones_like(B),
+            delta_bias=at_least_fp32(self.dt_proj_bias),
+            order=order,
+            merge=False,
+        )
         return states, C, x * self.D.sum(0)
 
 

@@ -30,8 +30,8 @@ from visionssm.layers import (
     decay_rates,
     init_A_log,
     init_dt_bias,
+    scan_tokens,
 )
-from visionssm.ops import scan_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
 from .builder import build, family_cfgs, record_args
@@ -178,7 +178,7 @@ class PlainMambaMixer(ScanningModule):
         z = z.flatten(1, 2)
         dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
         dt = self.dt_proj(dt)
-        A, skip = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
+        A, D = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
         if not self.permutation:  # a walk longer than the grid starts over with the parameters
             step = step % (height * width)
@@ -186,12 +186,12 @@ class PlainMambaMixer(ScanningModule):
         dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)
         B = B.unsqueeze(2) + self.direction_B[walk[1].t()]  # [B, T, K, N]
         if self.permutation:
-            y = scan_tokens(x, dt, A, B, C, skip, z=z, order=order, param_order=step.expand(K, -1))
+            y = scan_tokens(u=x, delta=dt, A=A, B=B, C=C, D=D, z=z, order=order, param_order=step.expand(K, -1))
         else:
             if self.zeros:
                 x = F.pad(x, [0, 0, 0, 1])
             u = x[:, order.t()]
-            y = scan_tokens(u, dt, A, B, C, skip, merge=False)
+            y = scan_tokens(u=u, delta=dt, A=A, B=B, C=C, D=D, merge=False)
             y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2))
             y = (y[:, : height * width] if self.zeros else y) * F.silu(z)
         return self.out_proj(y.unflatten(1, (height, width)))

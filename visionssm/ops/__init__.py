@@ -1,12 +1,19 @@
-"""The scan op, its backends and its definition. Imports torch alone."""
+"""The operators, their backends and their definition. Imports torch alone."""
 
-from ._dispatch import BackendUnavailableError, available_backends, use_backend
-from ._reference import selective_scan_ref
-from .selective_scan import scan_tokens, selective_scan, selective_scan_fn
+from .dispatch import BackendUnavailableError, available_backends, use_backend
+from .mamba import selective_scan_fn
+from .neighborhood import na_av, na_bias, na_qk
+from .products import linear
+from .reference import selective_scan_ref
+from .selective_scan import scan_tokens, selective_scan
 
 __all__ = [
     'BackendUnavailableError',
     'available_backends',
+    'linear',
+    'na_av',
+    'na_bias',
+    'na_qk',
     'scan_tokens',
     'selective_scan',
     'selective_scan_fn',

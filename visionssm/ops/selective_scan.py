@@ -1,15 +1,20 @@
-"""The selective scan: one op that carries the zoo. Checks its input, then dispatches by tensor (see `_dispatch.py`)."""
+"""The selective scan: one op that carries the zoo. Checks its input, then dispatches by tensor (see `dispatch.py`)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _dispatch
-from ._dispatch import MERGED, PER_DIRECTION, PER_STEP, output_shape
-from ._reference import selective_scan_ref
+from . import chunked
+from .dispatch import requested_backend, resolve
+from .inputs import MERGED, PER_DIRECTION, PER_STEP, ScanInputs
+from .transforms import differentiable, each, gradient_of, in_front, tangent_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TOKENS = ('delta', 'B', 'C', 'z')  # in the dtype of u, or in full precision
 
 
 def selective_scan(
@@ -76,24 +81,37 @@ def selective_scan(
 
     Source: arXiv:2312.00752, Algorithm 2; arXiv:2401.10166 (directions); arXiv:2506.15976, section 3 (local window).
     """
-    check_scan_inputs(u, delta, A, B, C, D, z, delta_bias, order, param_order, merge, per_step, local_window)
+    _check_dtypes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    _check_shapes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    _check_orders(order, param_order, delta)
+    if per_step and merge:
+        raise ValueError('per_step=True needs merge=False: outputs of single steps are not merged')
+    if local_window is not None and (isinstance(local_window, bool) or local_window < 1):
+        raise ValueError(f'local_window is {local_window!r}; allowed are integers from 1, or None for no local scan')
     heads, channels = delta.shape[3], u.shape[-1]
     if heads != channels:
         delta = delta.repeat_interleave(channels // heads, 3)
         A = A.repeat_interleave(channels // heads, 1)
         delta_bias = None if delta_bias is None else delta_bias.repeat_interleave(channels // heads, 1)
+    inputs = ScanInputs(
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        order=order,
+        param_order=param_order,
+        delta_softplus=delta_softplus,
+        mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
+        local_window=local_window or 0,
+        return_last_state=return_last_state,
+    )
     # compiled code can't read the context; the op does when it runs
-    name = backend or '' if torch.compiler.is_compiling() else _dispatch.requested_backend(backend)
-    if name == 'reference':  # plain differentiable torch: no op around it
-        return selective_scan_ref(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, order=order, param_order=param_order, merge=merge,
-            per_step=per_step, local_window=local_window, return_last_state=return_last_state,
-        )  # fmt: skip
-    mode = PER_STEP if per_step else MERGED if merge else PER_DIRECTION
-    out, last_state = torch.ops.visionssm.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window or 0,
-        return_last_state, name,
-    )  # fmt: skip
+    name = backend or '' if torch.compiler.is_compiling() else requested_backend('scan', backend)
+    out, last_state = _scan(*inputs, name)
     return (out, last_state) if return_last_state else out
 
 
@@ -113,12 +131,28 @@ def scan_tokens(
     per_step: bool = False,
     local_window: int = 0,
 ) -> Tensor:
-    """`selective_scan` for modules: the same op, positional so that `torch.jit.script` compiles it; 0 is no window."""
+    """`selective_scan` for modules: the same op, of one return type so that `torch.jit.script` compiles it.
+
+    Arguments are those of `selective_scan`, except that softplus is applied unless said otherwise and that a
+    `local_window` of 0 is none.
+    """
     if not torch.jit.is_scripting():
         return selective_scan(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, order=order, param_order=param_order, merge=merge,
-            per_step=per_step, local_window=local_window or None,
-        )  # fmt: skip
+            u=u,
+            delta=delta,
+            A=A,
+            B=B,
+            C=C,
+            D=D,
+            z=z,
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+            order=order,
+            param_order=param_order,
+            merge=merge,
+            per_step=per_step,
+            local_window=local_window or None,
+        )
     channels = u.shape[-1]
     if delta.shape[3] != channels:
         repeats = channels // delta.shape[3]
@@ -128,11 +162,45 @@ def scan_tokens(
             delta_bias = delta_bias.repeat_interleave(repeats, 1)
     mode = 2 if per_step else 0 if merge else 1  # numbers, for the script compiler
     return torch.ops.visionssm.selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window, False, ''
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        order=order,
+        param_order=param_order,
+        delta_softplus=delta_softplus,
+        mode=mode,
+        local_window=local_window,
+        return_last_state=False,
+        backend='',
     )[0]
 
 
-def check_scan_inputs(
+def _check_dtypes(u: Tensor, **others: Tensor | None) -> None:
+    """Raise if a tensor has a dtype or device that does not go with `u`."""
+    for name, x in (('u', u), *others.items()):
+        if x is None:
+            continue
+        if x.is_complex():
+            raise TypeError(
+                f'{name} is complex; selective_scan supports real tensors only (S4-style complex states are not '
+                'implemented)'
+            )
+        if x.dtype not in _FLOATS:
+            raise TypeError(f'{name} is {x.dtype}; allowed are {", ".join(map(str, _FLOATS))}')
+        if (x.dtype == torch.float64) != (u.dtype == torch.float64):
+            raise TypeError(f'{name} is {x.dtype} and u is {u.dtype}: float64 goes with float64 only')
+        if x.device != u.device:
+            raise ValueError(f'{name} is on {x.device} and u on {u.device}: all tensors must be on one device')
+        if name in _TOKENS and x.dtype != u.dtype and x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f'{name} is {x.dtype} and u is {u.dtype}: allowed is the dtype of u, or float32')
+
+
+def _check_shapes(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -141,39 +209,8 @@ def check_scan_inputs(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    merge: bool,
-    per_step: bool,
-    local_window: int | None,
 ) -> None:
-    """Raise `ValueError` or `TypeError` if the arguments of `selective_scan` do not fit together."""
-    if A.is_complex():
-        raise TypeError(
-            'A is complex; selective_scan supports real A only (S4-style complex states are not implemented)'
-        )
-    for name, x in (
-        ('u', u),
-        ('delta', delta),
-        ('A', A),
-        ('B', B),
-        ('C', C),
-        ('D', D),
-        ('z', z),
-        ('delta_bias', delta_bias),
-    ):
-        if x is None:
-            continue
-        if x.dtype not in _FLOATS:
-            raise TypeError(f'{name} is {x.dtype}; allowed are {", ".join(map(str, _FLOATS))}')
-        if (x.dtype == torch.float64) != (u.dtype == torch.float64):
-            raise TypeError(f'{name} is {x.dtype} and u is {u.dtype}: float64 goes with float64 only')
-        if x.device != u.device:
-            raise ValueError(f'{name} is on {x.device} and u on {u.device}: all tensors must be on one device')
-    for name, x in (('delta', delta), ('B', B), ('C', C), ('z', z)):
-        if x is not None and x.dtype != u.dtype and x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f'{name} is {x.dtype} and u is {u.dtype}: allowed is the dtype of u, or float32')
-
+    """Raise `ValueError` if shapes do not fit together."""
     if u.ndim not in (3, 4):
         raise ValueError(f'u has shape {_shape(u)}; allowed are (B, L, D) and (B, L, K, D)')
     if delta.ndim != 4:
@@ -204,276 +241,171 @@ def check_scan_inputs(
                 f'{name} has shape {_shape(x)}; expected {shape} '
                 f'from u {_shape(u)}, delta {_shape(delta)} and B {_shape(B)}'
             )
-    _check_order('order', order, directions, length)
-    _check_order('param_order', param_order, directions, length)
+
+
+def _check_orders(order: Tensor | None, param_order: Tensor | None, delta: Tensor) -> None:
+    """Raise `ValueError` or `TypeError` if an order does not fit; its positions are checked where they are read."""
+    _, length, directions, _ = delta.shape
+    for name, table in (('order', order), ('param_order', param_order)):
+        if table is None:
+            continue
+        if table.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f'{name} is {table.dtype}; allowed are torch.int32 and torch.int64')
+        if table.device != delta.device:
+            raise ValueError(f'{name} is on {table.device} and the tokens are on {delta.device}: it must be there, too')
+        if table.ndim != 2 or table.shape[0] != directions:
+            raise ValueError(f'{name} has shape {_shape(table)}; expected ({directions}, T), one row per direction')
     steps = length if order is None else order.shape[1]
     if param_order is not None and param_order.shape[1] != steps:
         raise ValueError(
             f'param_order has {param_order.shape[1]} steps and the visiting order {steps}: they must be equal'
         )
-    if per_step and merge:
-        raise ValueError('per_step=True needs merge=False: outputs of single steps are not merged')
-    if local_window is not None and (isinstance(local_window, bool) or local_window < 1):
-        raise ValueError(f'local_window is {local_window!r}; allowed are integers from 1, or None for no local scan')
-
-
-def _check_order(name: str, order: Tensor | None, directions: int, length: int) -> None:
-    if order is None:
-        return
-    if order.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f'{name} is {order.dtype}; allowed are torch.int32 and torch.int64')
-    if order.ndim != 2 or order.shape[0] != directions:
-        raise ValueError(f'{name} has shape {_shape(order)}; expected ({directions}, T), one row per direction')
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _check_positions(order: Tensor | None, length: int) -> None:
+def _check_positions(name: str, table: Tensor | None, length: int) -> None:
     """Reject positions outside [0, length) before a kernel reads there. On a GPU this would wait for the device."""
-    if order is not None and order.device.type == 'cpu' and order.numel():
-        low, high = order.aminmax()
+    if table is not None and table.device.type == 'cpu' and table.numel():
+        low, high = table.aminmax()
         if low < 0 or high >= length:
-            raise ValueError(f'order visits tokens {int(low)}..{int(high)}; allowed are 0..{length - 1}')
+            raise ValueError(f'{name} visits tokens {int(low)}..{int(high)}; allowed are 0..{length - 1}')
 
 
-def _module(u: Tensor, delta: Tensor, B: Tensor, order: Tensor | None, window: int, backend: str):
-    steps = delta.shape[1] if order is None else order.shape[1]
-    name = backend or _dispatch.requested_backend()
-    if name == 'reference':
-        raise _dispatch.BackendUnavailableError(
-            'the reference is plain torch around no op: compiled and scripted code takes it by backend= alone'
-        )
-    return _dispatch.resolve(name, _dispatch.Problem(u.device.type, u.dtype, B.shape[-1], steps, window))
+# ---- the operators -------------------------------------------------------------------------------------------------
+
+_ARGUMENTS = (
+    'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? order, '
+    'Tensor? param_order, bool delta_softplus, SymInt mode, SymInt local_window, bool return_last_state, str backend'
+)
 
 
-@torch.library.custom_op('visionssm::selective_scan', mutates_args=())
-def _scan_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    delta_softplus: bool,
-    mode: int,
-    local_window: int,
-    return_last_state: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    _check_positions(order, u.shape[1])
-    _check_positions(param_order, u.shape[1])
-    module = _module(u, delta, B, order, local_window, backend)
-    return module.forward(
-        u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, mode, local_window, return_last_state
-    )
+def _received(arguments: Sequence[Any]) -> tuple[ScanInputs, Any]:
+    """The inputs and the backend's module that serves them."""
+    inputs, name = ScanInputs(*arguments[:-1]), arguments[-1] or requested_backend('scan')
+    # a longer window is the whole walk
+    inputs = inputs._replace(local_window=min(inputs.local_window, max(inputs.steps, 1)))
+    return inputs, resolve('scan', name, inputs.problem)
+
+
+@torch.library.custom_op('visionssm::selective_scan', mutates_args=(), schema=f'({_ARGUMENTS}) -> (Tensor, Tensor)')
+def _scan_op(*arguments):
+    inputs, module = _received(arguments)
+    _check_positions('order', inputs.order, inputs.u.shape[1])
+    _check_positions('param_order', inputs.param_order, inputs.u.shape[1])
+    return module.forward(inputs)
 
 
 @_scan_op.register_fake
-def _scan_fake(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    order,
-    param_order,
-    delta_softplus,
-    mode,
-    local_window,
-    return_last_state,
-    backend,
-):
-    batch, _, directions, channels = delta.shape
-    state_shape = (batch, directions, channels, B.shape[-1]) if return_last_state else (0,)
-    return u.new_empty(output_shape(mode, delta, order)), u.new_empty(state_shape, dtype=state_dtype(u))
+def _scan_fake(*arguments):
+    inputs = ScanInputs(*arguments[:-1])
+    return inputs.u.new_empty(inputs.out_shape), inputs.u.new_empty(inputs.state_shape, dtype=inputs.work_dtype)
 
 
-@torch.library.custom_op('visionssm::selective_scan_backward', mutates_args=())
-def _scan_backward_op(
-    grad_out: Tensor | None,
-    grad_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    delta_softplus: bool,
-    mode: int,
-    local_window: int,
-    backend: str,
-) -> list[Tensor]:
-    module = _module(u, delta, B, order, local_window, backend)
+@torch.library.custom_op(
+    'visionssm::selective_scan_backward',
+    mutates_args=(),
+    schema=f'(Tensor? grad_out, Tensor? grad_state, {_ARGUMENTS}) -> ({", ".join(["Tensor"] * 8)})',
+)
+def _scan_backward_op(grad_out, grad_state, *arguments):
+    inputs, module = _received(arguments)
     if grad_out is None:
-        batch, length, directions, channels = delta.shape
-        steps = length if order is None else order.shape[1]
-        shapes = (
-            (batch, length, channels),
-            (batch, length, directions, channels),
-            (batch, steps, directions, channels),
-        )
-        grad_out = u.new_zeros(shapes[mode])
-    grads = module.backward(
-        grad_out,
-        grad_state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        order,
-        param_order,
-        delta_softplus,
-        mode,
-        local_window,
-    )
-    return [grad for grad in grads if grad is not None]
+        grad_out = inputs.u.new_zeros(inputs.out_shape)
+    grads = module.backward((grad_out, grad_state if inputs.return_last_state else None), inputs)
+    return tuple(inputs.u.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @_scan_backward_op.register_fake
-def _scan_backward_fake(
-    grad_out,
-    grad_state,
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    delta_bias,
-    order,
-    param_order,
-    delta_softplus,
-    mode,
-    local_window,
-    backend,
-):
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (u, delta, A, B, C, D, z, delta_bias)
-        if x is not None
-    ]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, softplus, mode, window, _, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.options = (softplus, mode, window, backend)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, grad_state):
-    tensors = ctx.saved_tensors
-    if grad_out is None and grad_state is None:
-        return (None,) * 15
-    grads = torch.ops.visionssm.selective_scan_backward(grad_out, grad_state, *tensors, *ctx.options)
-    remaining = iter(grads)
-    full = [None if x is None else next(remaining) for x in tensors[:8]]
-    return (*full, *(None,) * 7)
-
-
-_scan_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def state_dtype(u: Tensor) -> torch.dtype:
-    """The dtype that the state and all arithmetic of the scan of `u` have."""
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
-def selective_scan_fn(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`selective_scan_fn` of mamba-ssm, same arguments and shapes, on any device.
-
-    Args:
-        u: (B, D, L).
-        delta: (B, D, L).
-        A: (D, N), real.
-        B: Constant (D, N), per token (B, N, L), or grouped (B, G, N, L) with G dividing D.
-        C: As `B`, chosen on its own.
-        D: (D,).
-        z: Gate before SiLU, (B, D, L).
-        delta_bias: (D,).
-        delta_softplus: Whether softplus is applied to `delta + delta_bias`.
-        return_last_state: Return also the last state, (B, D, N), fp32.
-
-    Returns:
-        Output (B, D, L) in the dtype of `u`, or (output, last state).
-
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: If a dtype is not supported; complex `A` is not.
-
-    Source: state-spaces/mamba@e9594ce, `mamba_ssm/ops/selective_scan_interface.py` (signature and shapes).
-    """
-    if A.is_complex() or B.is_complex() or C.is_complex():
-        raise TypeError('A, B or C is complex; selective_scan_fn supports real parameters only')
-    if u.ndim != 3 or delta.shape != u.shape:
-        raise ValueError(f'u has shape {_shape(u)} and delta {_shape(delta)}; both must be (B, D, L)')
-    batch, channels, length = u.shape
-    if A.ndim != 2 or A.shape[0] != channels:
-        raise ValueError(f'A has shape {_shape(A)}; expected ({channels}, N)')
-    d_state = A.shape[1]
-    # a constant (D, N) parameter differs by channel: every channel is then a group of its own
-    counts = [channels if x.ndim == 2 else 1 if x.ndim == 3 else x.shape[1] for x in (B, C)]
-    groups = max(counts)
-    for name, x, count in (('B', B, counts[0]), ('C', C, counts[1])):
-        shapes = {2: (channels, d_state), 3: (batch, d_state, length), 4: (batch, count, d_state, length)}
-        if tuple(x.shape) != shapes.get(x.ndim) or groups % count or channels % count:
-            allowed = f'({channels}, {d_state}), ({batch}, {d_state}, {length}) or ({batch}, G, {d_state}, {length})'
-            raise ValueError(f'{name} has shape {_shape(x)}; allowed are {allowed}, G dividing {channels}')
-    width = channels // groups
-
-    def weights(x: Tensor) -> Tensor:  # -> [B, L, G, N]
-        if x.ndim == 2:
-            return x.to(u.dtype).expand(batch, length, channels, d_state)
-        x = x.unsqueeze(1) if x.ndim == 3 else x
-        return x.permute(0, 3, 1, 2).repeat_interleave(groups // x.shape[1], 2)
-
-    def tokens(x: Tensor) -> Tensor:  # [B, D, L] -> [B, L, G, D / G]
-        return x.transpose(1, 2).unflatten(2, (groups, width))
-
-    result = selective_scan(
-        tokens(u) if groups > 1 else u.transpose(1, 2),
-        tokens(delta),
-        A.reshape(groups, width, d_state),
-        weights(B),
-        weights(C),
-        None if D is None else D.reshape(groups, width),
-        z.transpose(1, 2) if z is not None and groups == 1 else None,
-        None if delta_bias is None else delta_bias.reshape(groups, width),
-        delta_softplus,
-        merge=groups == 1,
-        return_last_state=True,
+def _scan_backward_fake(grad_out, grad_state, *arguments):
+    inputs = ScanInputs(*arguments[:-1])
+    return tuple(
+        inputs.u.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in inputs.tensors
     )
-    out, last_state = result
-    out = out.reshape(batch, length, channels).transpose(1, 2)
-    if z is not None and groups > 1:
-        out = out * torch.nn.functional.silu(z)
-    return (out, last_state.reshape(batch, channels, d_state)) if return_last_state else out
+
+
+# ---- their derivatives: the first gradient is a kernel's, all others are those of the scan in torch ----------------
+
+
+def _scan_backward_rule(arguments, grads, needs):
+    inputs = ScanInputs(*arguments[:-1])
+    found = _scan_backward(*grads, *arguments)
+    return [None if x is None else grad for x, grad in zip(inputs.tensors, found, strict=True)]
+
+
+def _scan_jvp(arguments, tangents):
+    inputs = ScanInputs(*arguments[:-1])
+    zeros = inputs.u.new_zeros(inputs.out_shape), inputs.u.new_zeros(inputs.state_shape, dtype=inputs.work_dtype)
+    found = tangent_of(_in_torch(inputs), *_present(inputs.tensors, tangents), zeros[: 1 + inputs.return_last_state])
+    return (*found, *zeros[len(found) :])
+
+
+def _gradient_backward_rule(arguments, grads, needs):
+    primals, gradient = _gradient_in_torch(arguments)
+    present, cotangents = _present(primals[2:], grads)
+    given = [x for x in primals if x is not None]
+    found = iter(gradient_of(gradient, *given)(*cotangents))
+    return [None if x is None else next(found) for x in primals]
+
+
+def _gradient_jvp(arguments, tangents):
+    primals, gradient = _gradient_in_torch(arguments)
+    zeros = [torch.zeros_like(x) for x in primals[2:] if x is not None]
+    found = iter(tangent_of(gradient, *_present(primals, tangents), zeros))
+    return tuple(arguments[2].new_zeros(0) if x is None else next(found) for x in primals[2:])
+
+
+def _present(primals: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """The primals that are there, and their tangents: zero where there is none."""
+    pairs = [(x, tangent) for x, tangent in zip(primals, tangents, strict=False) if x is not None]
+    return [x for x, _ in pairs], [torch.zeros_like(x) if tangent is None else tangent for x, tangent in pairs]
+
+
+def _in_torch(inputs: ScanInputs) -> Callable[..., tuple[Tensor, ...]]:
+    """The scan as a function of the tensors that are there, in torch's operators."""
+
+    def scan(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        primals = [None if x is None else next(given) for x in inputs.tensors]
+        outputs = chunked.forward(ScanInputs(*primals, *inputs[8:]))
+        return outputs if inputs.return_last_state else outputs[:1]
+
+    return scan
+
+
+def _gradient_in_torch(arguments: Sequence[Any]) -> tuple[Sequence[Tensor | None], Callable[..., tuple[Tensor, ...]]]:
+    """What the gradient of a scan is a function of, and this function of those that are there, in torch's operators."""
+    grads, inputs = arguments[:2], ScanInputs(*arguments[2:-1])
+    shapes = inputs.out_shape, inputs.state_shape
+    dtypes = inputs.u.dtype, inputs.work_dtype
+
+    def gradient(*primals: Tensor) -> tuple[Tensor, ...]:
+        given = iter(primals)
+        cotangents = [
+            inputs.u.new_zeros(shape, dtype=dtype) if grad is None else next(given)
+            for grad, shape, dtype in zip(grads, shapes, dtypes, strict=True)
+        ]
+        return gradient_of(_in_torch(inputs), *given)(*cotangents[: 1 + inputs.return_last_state])
+
+    return (*grads, *inputs.tensors), gradient
+
+
+def _scan_batch(call, size, dims, arguments):
+    inputs = ScanInputs(*arguments[:-1])
+    by = ScanInputs(*dims[:-1])
+    if any(dim is not None for dim in (by.A, by.D, by.delta_bias, by.order, by.param_order)):
+        return each(call, size, dims, arguments)
+    # parameters are shared: samples are images
+    images = {
+        name: None if (x := getattr(inputs, name)) is None else in_front(x, getattr(by, name), size).flatten(0, 1)
+        for name in ('u', 'delta', 'B', 'C', 'z')
+    }
+    out, state = call(*inputs._replace(**images), arguments[-1])
+    out = out.unflatten(0, (size, out.shape[0] // size))
+    return out, state.unflatten(0, out.shape[:2]) if inputs.return_last_state else state.expand(size, 0)
+
+
+_scan = differentiable(_scan_op, backward=_scan_backward_rule, jvp=_scan_jvp, batch=_scan_batch)
+_scan_backward = differentiable(_scan_backward_op, backward=_gradient_backward_rule, jvp=_gradient_jvp, batch=each)

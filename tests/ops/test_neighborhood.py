@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from visionssm.layers import neighborhood
-from visionssm.layers.neighborhood import na_av, na_bias, na_qk
+from visionssm.ops import na_av, na_bias, na_qk, natten, rows
+from visionssm.ops.dispatch import TensorProblem, resolve
 
 # height, width, window, dilation: sides equal to window * dilation, classes of unequal length, windows of 1
 CASES = [
@@ -87,7 +87,7 @@ def test_parts(height, width, window, dilation, monkeypatch):
         for row in range(len(self.key_rows)):
             yield slice(row, row + 1), self.key_rows[row : row + 1]
 
-    monkeypatch.setattr(neighborhood._Rows, 'parts', one_by_one)
+    monkeypatch.setattr(rows._Rows, 'parts', one_by_one)
     got = attention(*args, window, dilation)[1]
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got.sum(), args), expected_grads)
@@ -135,7 +135,7 @@ def test_bad_input():
         na_qk(q, k[:, :, 1:], 3, [1, 1])
     with pytest.raises(ValueError, match='9 last'):
         na_av(q, v, 3, [1, 1])
-    with pytest.raises(ValueError, match="'flash'; allowed are natten, torch"):
+    with pytest.raises(ValueError, match="'flash'; choose from natten, torch"):
         na_qk(q, k, 3, [1, 1], backend='flash')
 
 
@@ -145,22 +145,39 @@ def fake_natten(monkeypatch):
     calls = []
     functional = types.ModuleType('natten.functional')
 
+    class WeightedSum(torch.autograd.Function):  # as NATTEN's own: recorded also where torch's operators are not
+        @staticmethod
+        def forward(ctx, attn, value, kernel_size, dilation):
+            ctx.save_for_backward(attn)
+            ctx.window = kernel_size, list(dilation)
+            return rows.na_av(attn, value, *ctx.window)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, rows.na_av_transposed(*ctx.saved_tensors, grad, *ctx.window), None, None
+
     def na2d_qk(query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False, rpb=None):
         calls.append(('qk', kernel_size, dilation))
         assert query.is_contiguous() and key.is_contiguous()
-        return torch.ops.visionssm.na_qk(query, key, kernel_size, list(dilation))
+        return rows.na_qk(query, key, kernel_size, list(dilation))
 
     def na2d_av(attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False):
         calls.append(('av', kernel_size, dilation))
         assert attn.is_contiguous() and value.is_contiguous()
-        return torch.ops.visionssm.na_av(attn, value, kernel_size, list(dilation))
+        return WeightedSum.apply(attn, value, kernel_size, dilation)
 
     functional.na2d_qk, functional.na2d_av = na2d_qk, na2d_av
     monkeypatch.setitem(sys.modules, 'natten', types.ModuleType('natten'))
     monkeypatch.setitem(sys.modules, 'natten.functional', functional)
-    neighborhood._load_natten.cache_clear()
+    forget()
     yield calls, functional
-    neighborhood._load_natten.cache_clear()
+    forget()
+
+
+def forget():
+    """Look for NATTEN anew."""
+    natten._functions.cache_clear()
+    resolve.cache_clear()
 
 
 def test_natten_by_name(fake_natten, monkeypatch):
@@ -172,34 +189,35 @@ def test_natten_by_name(fake_natten, monkeypatch):
     got = attention(*args, 3, [2, 3])[1]
     assert calls == [('qk', 3, (2, 3)), ('av', 3, (2, 3))]
     assert torch.equal(got, expected)
-    got.sum().backward()
+    got_grads, expected_grads = (torch.autograd.grad(y.sum(), args) for y in (got, expected))
+    torch.testing.assert_close(got_grads, expected_grads)
+    calls.clear()
     na_qk(args[0], args[1], 3, [1, 1], backend='torch')  # the argument goes first
-    assert len(calls) == 2
+    assert not calls
 
 
 def test_natten_by_itself(fake_natten):
     """On CUDA it is taken without being asked for."""
-    _, functional = fake_natten
-    assert neighborhood._natten_for(types.SimpleNamespace(device=torch.device('cuda')), None) is functional
-    assert neighborhood._natten_for(types.SimpleNamespace(device=torch.device('cuda')), 'torch') is None
+    assert resolve('neighborhood', '', TensorProblem('cuda', torch.float32)) is natten
+    assert resolve('neighborhood', 'torch', TensorProblem('cuda', torch.float32)) is rows
 
 
 def test_natten_too_new(fake_natten):
     _, functional = fake_natten
     del functional.na2d_qk
     q, k, _, _ = inputs(6, 9, 3)
-    assert neighborhood._natten_for(types.SimpleNamespace(device=torch.device('cuda')), None) is None
-    with pytest.raises(RuntimeError, match='natten was asked for.*0.20 dropped'):
+    assert resolve('neighborhood', '', TensorProblem('cuda', torch.float32)) is rows
+    with pytest.raises(RuntimeError, match='natten.*was asked for.*0.20 dropped'):
         na_qk(q, k, 3, [1, 1], backend='natten')
 
 
 def test_natten_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'natten', None)
-    neighborhood._load_natten.cache_clear()
+    forget()
     q, k, _, _ = inputs(6, 9, 3)
-    with pytest.raises(RuntimeError, match='natten was asked for: natten cannot be imported'):
+    with pytest.raises(RuntimeError, match='natten.*was asked for.*natten cannot be imported'):
         na_qk(q, k, 3, [1, 1], backend='natten')
-    neighborhood._load_natten.cache_clear()
+    forget()
 
 
 @pytest.mark.gpu

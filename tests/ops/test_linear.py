@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import visionssm.layers.onednn as module
-from visionssm.layers import Linear, linear
+import visionssm.ops.products as module
+from visionssm.layers import Linear
+from visionssm.ops import available_backends, linear
 
-needs_onednn = pytest.mark.skipif(not module._AVAILABLE, reason='torch has no oneDNN product on this machine')
+needs_onednn = pytest.mark.skipif(
+    bool(available_backends(op='linear')['onednn']), reason='torch has no oneDNN product on this machine'
+)
 OP = torch.ops.visionssm.linear
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._dispatch import output_shape
+from .dispatch import ScanProblem
+from .inputs import ScanInputs
 
 _SOURCE = Path(__file__).with_name('selective_scan.cpp')
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
@@ -62,7 +63,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'visionssm'
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
     """The C++ compiler: `CXX`, or the first found of c++, g++, clang++."""
     if os.environ.get('CXX'):
         found = shutil.which(os.environ['CXX'])
@@ -91,7 +92,7 @@ def compile_library(source: str) -> Path:
     Raises:
         CompileError: If there is no compiler, it fails, or nowhere can be written.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     version = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
     identity = '\0'.join((source, compiler, version, ' '.join(_FLAGS), _cpu_identity(), sys.platform))
     name = f'scan-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{"dll" if os.name == "nt" else "so"}'
@@ -182,7 +183,7 @@ def _failure() -> str:
     return ''
 
 
-def refuse(problem) -> str:
+def refuse(problem: ScanProblem) -> str:
     """Why this backend can't serve `problem`; '' if it can. Compiles the kernel at the first call."""
     if problem.dtype not in _DTYPES:
         return f'it computes in fp32 and takes fp32, bf16 and fp16, not {problem.dtype}'
@@ -210,34 +211,34 @@ def _params(x: Tensor | None) -> Tensor | None:
 class _Call:
     """A filled `struct Scan` and the tensors that it points to, which must outlive the call."""
 
-    def __init__(self, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window) -> None:
-        batch, length, directions, channels = delta.shape
+    def __init__(self, inputs: ScanInputs) -> None:
+        delta = inputs.delta
         self.keep: list[Tensor] = []
         self.scan = scan = _Scan()
-        scan.batch, scan.length, scan.dirs, scan.channels = batch, length, directions, channels
-        scan.steps, scan.states = length if order is None else order.shape[1], B.shape[-1]
-        scan.scalar_decay = int(A.shape[-1] == 1 and B.shape[-1] > 1)
-        scan.softplus, scan.mode, scan.window = int(softplus), mode, window
-        scan.u_per_dir = int(u.ndim == 4)
-        updates = batch * scan.steps * directions * channels * scan.states
+        scan.batch, scan.length, scan.dirs, scan.channels = delta.shape
+        scan.steps, scan.states = inputs.steps, inputs.B.shape[-1]
+        scan.scalar_decay = int(inputs.A.shape[-1] == 1 and scan.states > 1)
+        scan.softplus, scan.mode, scan.window = int(inputs.delta_softplus), inputs.mode, inputs.local_window
+        scan.u_per_dir = int(inputs.u.ndim == 4)
+        updates = scan.batch * scan.steps * scan.dirs * scan.channels * scan.states
         scan.threads = max(1, min(torch.get_num_threads(), updates // _UPDATES_PER_THREAD))
         scan.gomp_parallel = _gomp_parallel()
 
-        u = self.point('u', _rows(u, (u.dtype,)))
+        u = self.point('u', _rows(inputs.u, (inputs.u.dtype,)))
         delta = self.point('delta', _rows(delta, (torch.float32, u.dtype)))
-        B, C = (self.point(name, _rows(x, (torch.float32,))) for name, x in (('B', B), ('C', C)))
+        B, C = (self.point(name, _rows(getattr(inputs, name), (torch.float32,))) for name in 'BC')
         scan.dtype, scan.delta_dtype = _DTYPES[u.dtype], _DTYPES[delta.dtype]
         scan.u_b, scan.u_l, scan.u_k = u.stride(0), u.stride(1), u.stride(2) if u.ndim == 4 else 0
         for name, x in (('delta', delta), ('B', B), ('C', C)):
             for axis, stride in zip('blk', x.stride()[:3], strict=True):
                 setattr(scan, f'{name}_{axis}', stride)
-        if z is not None:
-            z = self.point('z', _rows(z.to(u.dtype), (u.dtype,)))
+        if inputs.z is not None:
+            z = self.point('z', _rows(inputs.z.to(u.dtype), (u.dtype,)))
             scan.z_b, scan.z_l = z.stride(0), z.stride(1)
-        for name, x in (('A', A), ('D', D), ('bias', delta_bias)):
+        for name, x in (('A', inputs.A), ('D', inputs.D), ('bias', inputs.delta_bias)):
             self.point(name, _params(x))
-        self.point('order', _order(order))
-        self.point('param_order', _order(param_order))
+        self.point('order', _order(inputs.order))
+        self.point('param_order', _order(inputs.param_order))
 
     def point(self, name: str, x: Tensor | None) -> Tensor | None:
         if x is not None:
@@ -250,26 +251,23 @@ class _Call:
             raise MemoryError('the scan kernel could not get its working memory')
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, return_last_state
-) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, _, directions, channels = delta.shape
-    out = call.point('out', u.new_empty(output_shape(mode, delta, order)))
-    state = u.new_empty((batch, directions, channels, B.shape[-1]) if return_last_state else (0,), dtype=torch.float32)
-    if return_last_state:
+def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of `u`, and the last state."""
+    call = _Call(inputs)
+    out = call.point('out', inputs.u.new_empty(inputs.out_shape))
+    state = inputs.u.new_empty(inputs.state_shape, dtype=torch.float32)
+    if inputs.return_last_state:
         call.point('last_state', state)
     call.run(library().visionssm_scan_forward)
     return out, state
 
 
-def backward(
-    grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window
-) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias, each in its input's dtype; None for absent inputs."""
-    call = _Call(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, length, directions, channels = delta.shape
+def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs.tensors`, each in its dtype, from those of output and last state."""
+    u, delta, A, B, C, D, z, delta_bias = inputs.tensors
+    grad_out, grad_state = grads
+    call = _Call(inputs)
+    batch, _, directions, channels = delta.shape
     call.point('gout', grad_out.to(u.dtype).contiguous())
     if grad_state is not None:
         call.point('gstate', grad_state.float().contiguous())
@@ -289,7 +287,4 @@ def backward(
     call.run(library().visionssm_scan_backward)
     dB, dC = (x[0] if groups == 1 else x.sum(0) for x in (dB, dC))
     dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
-    return tuple(
-        None if grad is None else grad.to(x.dtype)
-        for grad, x in zip((du, ddelta, dA, dB, dC, dD, dz, dbias), (u, delta, A, B, C, D, z, delta_bias), strict=True)
-    )
+    return inputs.like_inputs((du, ddelta, dA, dB, dC, dD, dz, dbias))

@@ -1,7 +1,10 @@
 """The scan in vectorised torch, for any device: chunks of tokens, log-depth inside a chunk, a state carried between.
 
 Every doubling step multiplies decays and adds products, h[t] = a[t] h[t-1] + b[t], so nothing is divided and nothing
-overflows for decays up to 1. Memory beyond inputs and outputs is a few tensors of the size of one chunk.
+overflows for decays up to 1. Memory beyond inputs and outputs is one row per step and a few tensors of one chunk.
+
+`forward` writes into nothing that it has made, so torch differentiates and batches it in every mode: derivatives of
+every backend beyond the first gradient come from here.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import MERGED, PER_STEP, output_shape
+from .inputs import MERGED, PER_STEP, ScanInputs
 
 _CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
 
 
-class _Scan(NamedTuple):
+class _Problem(NamedTuple):
     """The tensors of a scan in the working dtype, with `order` and `param_order` as (T, K) int64."""
 
     u: Tensor
@@ -59,22 +62,22 @@ class _Chunk(NamedTuple):
     b: Tensor
 
 
-def _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window) -> _Scan:
-    work = torch.float64 if u.dtype == torch.float64 else torch.float32
-    batch, length, directions, channels = delta.shape
+def _prepare(inputs: ScanInputs) -> _Problem:
+    batch, length, directions, channels = inputs.delta.shape
+    order, window = inputs.order, inputs.local_window
     if order is None:
-        order = torch.arange(length, device=u.device).expand(directions, length)
-    param_order = order if param_order is None else param_order
+        order = torch.arange(length, device=inputs.u.device).expand(directions, length)
+    param_order = order if inputs.param_order is None else inputs.param_order
     chunk = 16
-    while chunk < 256 and 2 * chunk * max(batch * directions * channels * B.shape[-1], 1) <= _CHUNK_ELEMENTS:
+    while chunk < 256 and 2 * chunk * max(batch * directions * channels * inputs.B.shape[-1], 1) <= _CHUNK_ELEMENTS:
         chunk *= 2
     if window:
         chunk = -(-chunk // window) * window
-    cast = [None if x is None else x.to(work) for x in (u, delta, A, B, C, D, z, delta_bias)]
-    return _Scan(*cast, order.long().t(), param_order.long().t(), softplus, mode, window, chunk)
+    cast = [None if x is None else x.to(inputs.work_dtype) for x in inputs.tensors]
+    return _Problem(*cast, order.long().t(), param_order.long().t(), inputs.delta_softplus, inputs.mode, window, chunk)
 
 
-def _load(scan: _Scan, at: slice) -> _Chunk:
+def _load(scan: _Problem, at: slice) -> _Chunk:
     tokens, params, k = scan.order[at], scan.param_order[at], scan.slots
     u = scan.u[:, tokens, k] if scan.u.ndim == 4 else scan.u[:, tokens]
     raw = scan.delta[:, params, k]
@@ -87,20 +90,19 @@ def _load(scan: _Scan, at: slice) -> _Chunk:
     return _Chunk(u, raw, dt, B, C, a, b)
 
 
-def _scan_forward(a: Tensor, b: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """(cumulative products of a, h) of h[t] = a[t] h[t-1] + b[t] along `dim`, from h = 0, by doubling."""
-    a, b = a.movedim(dim, 0).clone(), b.movedim(dim, 0).clone()
+def _scan_forward(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(cumulative products of a, h) of h[t] = a[t] h[t-1] + b[t] along dim 1, from h = 0, by doubling."""
     span = 1
-    while span < b.shape[0]:
-        b[span:] += a[span:] * b[:-span]
-        a[span:] = a[span:] * a[:-span]
+    while span < b.shape[1]:
+        b = torch.cat((b[:, :span], b[:, span:] + a[:, span:] * b[:, :-span]), 1)
+        a = torch.cat((a[:, :span], a[:, span:] * a[:, :-span]), 1)
         span *= 2
-    return a.movedim(0, dim), b.movedim(0, dim)
+    return a, b
 
 
-def _scan_backward(a: Tensor, b: Tensor, dim: int) -> Tensor:
+def _scan_backward(a: Tensor, b: Tensor) -> Tensor:
     """The same from the right: h[t] = a[t] h[t+1] + b[t], from h = 0."""
-    return _scan_forward(a.flip(dim), b.flip(dim), dim)[1].flip(dim)
+    return _scan_forward(a.flip(1), b.flip(1))[1].flip(1)
 
 
 def _shift(x: Tensor, by: int, fill: Tensor | None = None) -> Tensor:
@@ -113,22 +115,23 @@ def _windows(x: Tensor, window: int) -> Tensor:
     """(B, c, ...) -> (B c', w, ...), padded with 0 (a decay of 0 and an input of 0 leave nothing)."""
     pad = -x.shape[1] % window
     x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, pad])
-    return x.reshape(-1, window, *x.shape[2:])
+    return x.unflatten(1, (x.shape[1] // window, window)).flatten(0, 1)
 
 
 def _unwindow(x: Tensor, like: Tensor) -> Tensor:
-    return x.reshape(like.shape[0], -1, *x.shape[2:])[:, : like.shape[1]]
+    windows = -(-like.shape[1] // x.shape[1])
+    return x.unflatten(0, (like.shape[0], windows)).flatten(1, 2)[:, : like.shape[1]]
 
 
 def _look_ahead(chunk: _Chunk, window: int) -> Tensor:
     """r[t+1] of the local backward scan r[t] = a[t] r[t+1] + b[t], 0 past each window, (B, c, K, D, N)."""
-    r = _scan_backward(_windows(chunk.a, window), _windows(chunk.b, window), 1)
+    r = _scan_backward(_windows(chunk.a, window), _windows(chunk.b, window))
     return _unwindow(_shift(r, -1), chunk.b)
 
 
-def _states(scan: _Scan, chunk: _Chunk, start: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _states(scan: _Problem, chunk: _Chunk, start: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Forward states, what the output reads (states plus the local backward scan), and r[t+1] of the latter."""
-    decay, h = _scan_forward(chunk.a, chunk.b, 1)
+    decay, h = _scan_forward(chunk.a, chunk.b)
     h = h + decay * start.unsqueeze(1)
     if not scan.window:
         return h, h, None
@@ -136,7 +139,7 @@ def _states(scan: _Scan, chunk: _Chunk, start: Tensor) -> tuple[Tensor, Tensor, 
     return h, h + chunk.a * ahead, ahead
 
 
-def _output(scan: _Scan, chunk: _Chunk, read: Tensor) -> Tensor:
+def _output(scan: _Problem, chunk: _Chunk, read: Tensor) -> Tensor:
     """C . state + D u, before the gate, (B, c, K, D)."""
     y = torch.einsum('bckdn,bckn->bckd', read, chunk.C)
     return y if scan.D is None else y + scan.D * chunk.u
@@ -150,46 +153,46 @@ def _scatter(out: Tensor, at: Tensor, value: Tensor, k: Tensor | None) -> None:
     out.index_add_(1, at.reshape(-1), value.flatten(1, 2))
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, return_last_state
-) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of `u` and the last state; see `selective_scan` for shapes."""
-    scan = _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, _, directions, channels = delta.shape
-    out = scan.u.new_zeros(output_shape(mode, delta, order))
-    state = scan.u.new_zeros(batch, directions, channels, B.shape[-1])
+def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of `u`, and the last state."""
+    scan = _prepare(inputs)
+    batch, length, directions, channels = inputs.delta.shape
+    state = scan.u.new_zeros(batch, directions, channels, inputs.B.shape[-1])
+    rows = [scan.u.new_zeros(batch, 0, directions, channels)]
     for at in scan.chunks():
         chunk = _load(scan, at)
         h, read, _ = _states(scan, chunk, state)
-        y = _output(scan, chunk, read)
+        rows.append(_output(scan, chunk, read))
         state = h[:, -1]
-        if scan.z is not None and mode != MERGED:
-            y = y * F.silu(scan.z[:, scan.order[at]])
-        if mode == PER_STEP:
-            out[:, at] = y
-        else:
-            _scatter(out, scan.order[at], y, None if mode == MERGED else scan.slots)
-    if scan.z is not None and mode == MERGED:
+    out = torch.cat(rows, 1)
+    if scan.z is not None and scan.mode != MERGED:
+        out = out * F.silu(scan.z[:, scan.order])
+    if scan.mode == MERGED:
+        out = scan.u.new_zeros(batch, length, channels).index_add(1, scan.order.flatten(), out.flatten(1, 2))
+    elif scan.mode != PER_STEP:
+        at = (scan.order * directions + scan.slots).flatten()
+        out = scan.u.new_zeros(batch, length * directions, channels).index_add(1, at, out.flatten(1, 2))
+        out = out.unflatten(1, (length, directions))
+    if scan.z is not None and scan.mode == MERGED:
         out = out * F.silu(scan.z)
-    return out.to(u.dtype), state if return_last_state else state.new_empty(0)
+    return out.to(inputs.u.dtype), state if inputs.return_last_state else state.new_empty(0)
 
 
-def backward(
-    grad_out, grad_state, u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window
-) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias, each in its input's dtype; None for absent inputs."""
-    scan = _prepare(u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window)
-    batch, _, directions, channels = delta.shape
-    grad_out = grad_out.to(scan.u.dtype)
-    grads = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in scan[:8]]
-    du, ddelta, dA, dB, dC, dD, dz, dbias = grads
+def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs.tensors`, each in its dtype, from those of output and last state."""
+    scan = _prepare(inputs)
+    mode, window = scan.mode, scan.window
+    batch, _, directions, channels = inputs.delta.shape
+    grad_out, grad_state = grads[0].to(scan.u.dtype), grads[1]
+    results = [None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in scan[:8]]
+    du, ddelta, dA, dB, dC, dD, dz, dbias = results
 
     starts = []  # the state before each chunk
-    state = scan.u.new_zeros(batch, directions, channels, B.shape[-1])
+    state = scan.u.new_zeros(batch, directions, channels, scan.B.shape[-1])
     for at in scan.chunks():
         starts.append(state)
         chunk = _load(scan, at)
-        decay, h = _scan_forward(chunk.a, chunk.b, 1)
+        decay, h = _scan_forward(chunk.a, chunk.b)
         state = h[:, -1] + decay[:, -1] * state
 
     carry = torch.zeros_like(state) if grad_state is None else grad_state.to(scan.u.dtype)
@@ -214,20 +217,20 @@ def backward(
         _scatter(dC, params, torch.einsum('bckdn,bckd->bckn', read, dy), k)
         seed = c.clone()
         seed[:, -1] += carry
-        g = _scan_backward(_shift(chunk.a, -1), seed, 1)
+        g = _scan_backward(_shift(chunk.a, -1), seed)
         carry = chunk.a[:, 0] * g[:, 0]
         previous = _shift(h, 1, start)
         db, da = g, g * previous
         if ahead is not None:
             a_w = _windows(chunk.a, window)
             before = _shift(a_w, 1)
-            q = _scan_forward(before, before * _shift(_windows(c, window), 1), 1)[1]
+            q = _scan_forward(before, before * _shift(_windows(c, window), 1))[1]
             q = _unwindow(q, c)
             db, da = g + q, da + ahead * (c + q)
 
         weighted = torch.einsum('bckdn,bckn->bckd', db, chunk.B)  # d loss / d (dt u)
         decay_grad = da * chunk.a  # d loss / d (dt A)
-        if A.shape[-1] == 1:
+        if scan.A.shape[-1] == 1:
             decay_grad = decay_grad.sum(-1, keepdim=True)
         ddt = (decay_grad * scan.A).sum(-1) + weighted * chunk.u
         _scatter(dB, params, torch.einsum('bckdn,bckd->bckn', db, chunk.dt * chunk.u), k)
@@ -236,13 +239,10 @@ def backward(
         if scan.D is not None:
             u_grad = u_grad + scan.D * dy
             dD += (dy * chunk.u).sum((0, 1))
-        _scatter(du, tokens, u_grad, k if u.ndim == 4 else None)
-        if softplus:
+        _scatter(du, tokens, u_grad, k if scan.u.ndim == 4 else None)
+        if scan.softplus:
             ddt = ddt * torch.where(chunk.raw > 20, 1.0, torch.sigmoid(chunk.raw))  # F.softplus is linear past 20
         if dbias is not None:
             dbias += ddt.sum((0, 1))
         _scatter(ddelta, params, ddt, k)
-    return tuple(
-        None if grad is None else grad.to(x.dtype)
-        for grad, x in zip(grads, (u, delta, A, B, C, D, z, delta_bias), strict=True)
-    )
+    return inputs.like_inputs(tuple(results))

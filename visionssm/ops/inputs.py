@@ -1,0 +1,87 @@
+"""What a scan gets, as one tuple: the operator's arguments, heads expanded, in the order of its schema."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dispatch import ScanProblem
+
+MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what a scan returns: (B, L, D), (B, L, K, D), (B, T, K, D)
+
+
+class ScanInputs(NamedTuple):
+    """The arguments of `selective_scan` below its checks.
+
+    Attributes:
+        u: Tokens, (B, L, D) or (B, L, K, D).
+        delta: Time steps before bias and softplus, (B, L, K, D), any strides.
+        A: Decay rates, (K, D, N) or (K, D, 1).
+        B: Input weights, (B, L, K, N).
+        C: Output weights, (B, L, K, N).
+        D: Skip weights, (K, D), or None.
+        z: Gate before SiLU, (B, L, D), or None.
+        delta_bias: (K, D), or None.
+        order: Visiting orders, (K, T), int32 or int64; None: 0..L-1.
+        param_order: Tokens that delta, B and C are taken from, (K, T); None: those of `order`.
+        delta_softplus: Whether dt = softplus(delta + delta_bias).
+        mode: `MERGED`, `PER_DIRECTION` or `PER_STEP`.
+        local_window: Steps per local backward window, 0 for none.
+        return_last_state: Whether the last state is wanted.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    order: Tensor | None
+    param_order: Tensor | None
+    delta_softplus: bool
+    mode: int
+    local_window: int
+    return_last_state: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What a scan has gradients for: u, delta, A, B, C, D, z, delta_bias."""
+        return self[:8]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.delta.shape[1] if self.order is None else self.order.shape[1]
+
+    @property
+    def work_dtype(self) -> torch.dtype:
+        """The dtype of the state and of all arithmetic."""
+        return torch.float64 if self.u.dtype == torch.float64 else torch.float32
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        batch, length, directions, channels = self.delta.shape
+        if self.mode == MERGED:
+            return batch, length, channels
+        return batch, self.steps if self.mode == PER_STEP else length, directions, channels
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of the last state; (0,) if it is not wanted."""
+        batch, _, directions, channels = self.delta.shape
+        return (batch, directions, channels, self.B.shape[-1]) if self.return_last_state else (0,)
+
+    @property
+    def problem(self) -> ScanProblem:
+        """What backends accept or refuse it by."""
+        return ScanProblem(self.u.device.type, self.u.dtype, self.B.shape[-1], self.steps, self.local_window)
+
+    def like_inputs(self, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """Gradients in the dtypes of `tensors`."""
+        pairs = zip(grads, self.tensors, strict=True)
+        return tuple(None if grad is None else grad.to(x.dtype) for grad, x in pairs)

@@ -1,0 +1,91 @@
+"""`F.linear`, by the fastest product that torch has for the tensors at hand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dispatch import TensorProblem, requested_backend, resolve
+from .transforms import differentiable
+
+_LEAST_WORK = 1 << 21  # multiply-adds below which another product than torch's own costs more than it saves
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, by oneDNN where that is faster: fp32 on an x86 CPU, in eager mode.
+
+    Compiled, exported, scripted and traced programs hold the plain operator, and so it is for tensors of other classes.
+
+    Args:
+        x: (..., C).
+        weight: (D, C).
+        bias: (D,).
+
+    Returns:
+        (..., D).
+
+    Raises:
+        BackendUnavailableError: If a backend was asked for by `use_backend` or the environment and cannot be used.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if _other_serves(x, weight):
+            return _linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _other_serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `x` and `weight` are for another product than torch's own."""
+    if type(x) not in _PLAIN or type(weight) not in _PLAIN or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    name = requested_backend('linear')
+    automatic = (
+        x.numel() * weight.shape[0] >= _LEAST_WORK
+        and x.dtype == weight.dtype
+        and torch.backends.mkldnn.enabled
+        and (x.device.type not in ('cpu', 'cuda') or not torch.is_autocast_enabled(x.device.type))
+    )
+    if not name and not automatic:
+        return False
+    return resolve('linear', name, TensorProblem(x.device.type, x.dtype)) is not F
+
+
+_PLAIN = (Tensor, nn.Parameter)  # not a stand-in of a tracer, nor quantised, nor distributed
+
+
+@torch.library.custom_op('visionssm::linear', mutates_args=())
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return resolve('linear', 'onednn', TensorProblem(x.device.type, x.dtype)).linear(x, weight, bias)
+
+
+@_linear_op.register_fake
+def _linear_fake(x, weight, bias):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _backward(inputs, grads, needs):
+    x, weight, _ = inputs
+    rows = grads[0].reshape(-1, grads[0].shape[-1])
+    return (
+        linear(grads[0], weight.t()) if needs[0] else None,
+        linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if needs[1] else None,
+        rows.sum(0) if needs[2] else None,
+    )
+
+
+def _jvp(inputs, tangents):
+    x, weight, _ = inputs
+    terms = [
+        None if tangents[0] is None else linear(tangents[0], weight),
+        None if tangents[1] is None else linear(x, tangents[1]),
+        None if tangents[2] is None else tangents[2].expand(*x.shape[:-1], -1),
+    ]
+    terms = [term for term in terms if term is not None]
+    return (sum(terms[1:], terms[0]),)
+
+
+def _batch(call, size, dims, inputs):
+    return torch.vmap(F.linear, tuple(dims))(*inputs)
+
+
+_linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
