@@ -1,7 +1,11 @@
 import importlib.util
 import os
 
-import torch
+# one thread per process where several share the cores: the maps of tests are small
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # before anything imports triton: it reads this once
     os.environ.setdefault('TRITON_INTERPRET', '1')

@@ -1,6 +1,7 @@
 """Who may import what, and what importing the package must not do."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,19 @@ LAZY = {
     'triton', 'visionssm_kernels', 'matplotlib', 'sklearn', 'tqdm', 'transformers', 'onnx', 'onnxruntime', 'einops',
     'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mamba_ssm', 'causal_conv1d', 'scipy', 'torchvision',
 }  # fmt: skip
-# folder: what it must not import, anywhere in the file
+# rooms of the package from the ground up: a module imports from its own room and from those before it, also inside
+# functions; a top-level module is a room of its own
+ROOMS = (
+    'version', 'files', 'testing', 'scans', 'ops', 'layers', 'weights', 'models', 'catalog', 'hub', 'data', 'apps',
+    'train', 'demo', 'openmmlab', 'cli',
+)  # fmt: skip
+# of what is not ours, what a room must not import anywhere
 FORBIDDEN = {
-    'visionssm/ops': ('timm', 'visionssm.layers', 'visionssm.models', 'visionssm.scans', 'visionssm.openmmlab'),
-    'visionssm/scans': (
-        'timm', 'visionssm.ops', 'visionssm.layers', 'visionssm.models', 'visionssm.openmmlab', 'visionssm_kernels',
-    ),
-    'visionssm/layers': ('timm.models', 'visionssm.models', 'visionssm.openmmlab', 'visionssm_kernels'),
-    'visionssm/models': ('timm.models.layers', 'visionssm.openmmlab', 'visionssm_kernels', 'triton'),
-}  # fmt: skip
+    'ops': ('timm',),
+    'scans': ('timm',),
+    'layers': ('timm.models',),
+    'models': ('timm.models.layers', 'triton'),
+}
 
 
 def module_name(file: Path) -> str:
@@ -77,11 +82,49 @@ def test_optional_packages_are_imported_late(file):
     assert not {name for name in imports(file, module_level=True) if inside(name, LAZY)}
 
 
-@pytest.mark.parametrize('folder', FORBIDDEN)
-def test_imports_point_downwards(folder):
-    for file in sorted((ROOT / folder).rglob('*.py')):
-        found = {name for name in imports(file) if inside(name, FORBIDDEN[folder])}
-        assert not found, f'{relative(file)} imports {found}'
+def room(name: str) -> str:
+    """The room of a module of ours; '' for the package itself and its `__main__`, which are above all rooms."""
+    parts = name.split('.')
+    return parts[1] if len(parts) > 1 and parts[1] != '__main__' else ''
+
+
+def own_imports(file: Path) -> set[str]:
+    """Modules of this package that a file imports, anywhere in it."""
+    modules = {module_name(other) for other in PACKAGE_FILES}
+    return {name for name in imports(file) if name in modules and room(name)}
+
+
+def test_rooms_are_listed_and_say_what_they_are_for():
+    assert {room(module_name(file)) for file in PACKAGE_FILES} - {''} == set(ROOMS)
+    for file in (ROOT / 'visionssm').glob('*/__init__.py'):
+        assert ast.get_docstring(ast.parse(file.read_text())), relative(file)
+
+
+@pytest.mark.parametrize('file', PACKAGE_FILES, ids=relative)
+def test_imports_point_downwards(file):
+    own = room(module_name(file))
+    allowed = ROOMS[: ROOMS.index(own) + 1] if own else ROOMS
+    above = {name for name in own_imports(file) if room(name) not in allowed}
+    assert not above, f'{relative(file)} is in {own} and imports {above} from above'
+    if own == 'ops':  # it could leave for a package of its own
+        assert {room(name) for name in own_imports(file)} <= {'ops'}, relative(file)
+    other = {name for name in imports(file) if inside(name, FORBIDDEN.get(own, ()))}
+    assert not other, f'{relative(file)} imports {other}'
+
+
+def test_no_module_imports_itself_through_others():
+    edges = {module_name(file): own_imports(file) for file in PACKAGE_FILES}
+    packages = {module_name(file) for file in PACKAGE_FILES if file.name == '__init__.py'}
+    # a package's face imports its modules, which may name the package to reach a sibling's module
+    edges = {name: {other for other in found if other not in packages} for name, found in edges.items()}
+    assert list(graphlib.TopologicalSorter(edges).static_order())
+
+
+def test_private_modules_stay_in_their_room():
+    for file in PACKAGE_FILES:
+        own = room(module_name(file))
+        private = {name for name in own_imports(file) if '._' in name and room(name) != own}
+        assert not private, f'{relative(file)} imports {private}'
 
 
 def test_only_the_dispatcher_names_the_kernels():
