@@ -6,9 +6,9 @@ from torch import nn
 
 import visionssm  # noqa: F401
 from visionssm.catalog.macs import count_macs
-from visionssm.catalog.models import model_cost, model_names
-from visionssm.catalog.reported import REPORTED, differs
+from visionssm.catalog.models import differs
 from visionssm.ops import na_av, na_qk, selective_scan
+from visionssm.weights.published import FAMILIES
 
 
 class Scan(nn.Module):
@@ -45,21 +45,12 @@ def test_count(make, expected):
     assert count_macs(model, (3, 10, 10)) == expected
 
 
-@pytest.fixture(scope='module')
-def counts():
-    costs = {name: model_cost(name) for name in REPORTED}
-    return {name: (params / 1e6, macs / 1e9) for name, (params, macs) in costs.items()}
-
-
-def test_differences_are_explained(counts):
-    for name, (params, macs) in counts.items():
-        reported = REPORTED[name]
-        differences = differs(params, reported.params), differs(macs, reported.gflops)
-        assert any(differences) == bool(reported.note), f'{name}: {params:.3f} M, {macs:.3f} G beside {reported}'
-
-
-def test_reported_models_exist():
-    assert set(REPORTED) <= set(model_names())
+@pytest.mark.parametrize('key', FAMILIES)
+def test_differences_are_explained(key):
+    for name, facts in FAMILIES[key].models.items():
+        params = differs(facts.params / 1e6, facts.reported_params)
+        macs = differs(facts.macs / 1e9, facts.reported_gflops)
+        assert (params or macs) == bool(facts.remark), f'{name}: {facts}'
 
 
 def test_differs():

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.models import get_pretrained_cfg, list_models
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.models import load_checkpoint
 from visionssm.weights.checkpoint import same_layout
-from visionssm.weights.downstream import DOWNSTREAM, get_downstream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -202,29 +200,3 @@ def test_no_axes_are_swapped(save):
     state[key] = torch.zeros(state[key].shape[::-1])
     with pytest.raises(ValueError, match=r'of another shape: .*in_proj'):
         load(save(state), 'vmamba_tiny_s2l5')
-
-
-def test_tags():
-    """Every tag of a published classifier says all that is known of it; which ones there are is in the specs."""
-    families = ('vmamba', 'vim', 'msvmamba', 'groupmamba', 'plainmamba', 'lbvim', 'a2mamba')
-    names = [name for family in families for name in list_models(module=family, include_tags=True) if '.' in name]
-    assert len(names) == 9 + 5 + 6 + 3 + 3 + 4 + 5
-    for name in names:
-        config = get_pretrained_cfg(name)
-        notes = ' '.join(config.notes)
-        assert config.license and config.origin_url and config.paper_ids and config.paper_name, name
-        assert 'weights used: ' in notes, name
-        assert 'reported by the authors' in notes or 'lbvim' in name
-        assert (config.hf_hub_id and config.hf_hub_filename) or config.url or 'by hand: https://' in notes, name
-        if config.license in ('unknown', 'contradictory'):
-            assert 'licence' in notes or 'license' in notes, name
-        assert 'resolve/' not in (config.url or ''), name
-
-
-def test_downstream():
-    assert len(DOWNSTREAM) == 20 + 6 + 9
-    for entry in DOWNSTREAM.values():
-        assert timm.is_model(entry.model) and entry.metrics and entry.license
-        assert entry.hf_hub_id or entry.url or 'by hand: https://' in entry.notes[0]
-    with pytest.raises(ValueError, match='closest are vmamba_tiny_s1l8.mask_rcnn_1x_coco'):
-        get_downstream('vmamba_tiny_s1l8.mask_rcnn_1x')

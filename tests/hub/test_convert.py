@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from visionssm import cli
 from visionssm.hub import convert as _convert
 from visionssm.hub.convert import convert
 from visionssm.models.dense import DenseModel
+from visionssm.weights.published import find_published
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,7 +202,8 @@ def test_release_by_name_and_by_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(_convert, '_check_loads', lambda *args: None)  # seconds
     file = tmp_path / 'vim_t_midclstok_76p1acc.pth'
     torch.save({'model': state('vim_tiny_patch16_224')}, file)
-    monkeypatch.setattr(_convert, 'published_sha256', lambda source: None)
+    record = find_published('vim_tiny_patch16_224')
+    monkeypatch.setattr(_convert, 'tag_record', lambda config: replace(record, sha256=''))
     done = convert(file, 'vim_tiny_patch16_224', tmp_path / 'out')
     assert 'name alone' in done.release and done.license == 'contradictory'
     data = ModelCard.load(tmp_path / 'out' / 'README.md').data
@@ -209,17 +212,18 @@ def test_release_by_name_and_by_digest(tmp_path, monkeypatch):
     assert result.metric_value == 76.1 and result.verified is False and 'authors' in result.metric_name
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr(_convert, 'published_sha256', lambda source: digest)
+    monkeypatch.setattr(_convert, 'tag_record', lambda config: replace(record, sha256=digest))
     renamed = file.rename(tmp_path / 'any.pth')
     assert convert(renamed, 'vim_tiny_patch16_224', tmp_path / 'out').release.endswith('SHA-256')
-    monkeypatch.setattr(_convert, 'published_sha256', lambda source: '0' * 64)  # the name is right, the bytes are not
+    monkeypatch.undo()  # the name is right, the bytes are not
     file = renamed.rename(file)
     assert convert(file, 'vim_tiny_patch16_224', tmp_path / 'out').release == ''
     assert ModelCard.load(tmp_path / 'out' / 'README.md').data.license == 'unknown'
 
 
-def test_averaged_weights_where_upstream_reads_them(tmp_path):
-    weights = state('test_msvmambav3')
+@pytest.mark.parametrize('part', ['', 'norm.'], ids=['whole', 'headless'])
+def test_averaged_weights_where_upstream_reads_them(part, tmp_path):
+    weights = {key: x for key, x in state('test_msvmambav3').items() if not part or not key.startswith(('head.', part))}
     torch.save({'model': {k: x + 1 for k, x in weights.items()}, 'model_ema': weights}, tmp_path / 'w.pth')
     folder = convert(tmp_path / 'w.pth', 'test_msvmambav3', tmp_path / 'out').folder
     found = load_file(folder / 'model.safetensors')

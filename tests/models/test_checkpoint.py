@@ -75,6 +75,13 @@ def test_model_before_average(tmp_path):
     assert all(torch.equal(found[key], x) for key, x in expected.items())
 
 
+def test_container_that_is_asked_for(tmp_path):
+    torch.save({'model': model().state_dict(), 'epoch': 3}, tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match=r"w\.pth has no weights under 'model_ema'; it holds model, epoch"):
+        load_checkpoint(tmp_path / 'w.pth', 'model_ema')
+    assert len(load_checkpoint(tmp_path / 'w.pth', 'model')) == len(load_checkpoint(tmp_path / 'w.pth', prefer='x'))
+
+
 def test_safetensors(tmp_path):
     expected = model()
     save_file(expected.state_dict(), tmp_path / 'w.safetensors')

@@ -16,6 +16,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
+from visionssm.models.builder import by_hand_only
 
 _SOURCES = ('local-dir:', 'hf-hub:')
 
@@ -41,9 +42,9 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
         if checkpoint is not None:
             kwargs['pretrained_cfg_overlay'] = {'file': checkpoint}
         elif not config.has_weights:
-            where = ''.join(f' but those {note}' for note in config.notes or () if 'by hand' in note)
             raise ValueError(
-                f'{name} has no published weights{where}; give a checkpoint, or a trained model as local-dir:FOLDER'
+                f'{name} has no published weights{by_hand_only(config)}; give a checkpoint, or a trained model as '
+                'local-dir:FOLDER'
             )
         if img_size is not None and takes_argument(sketch(name), 'img_size'):
             kwargs['img_size'] = img_size

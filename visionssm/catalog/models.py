@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 from collections.abc import Mapping
 from functools import cache
 from itertools import groupby
@@ -15,11 +14,10 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
-from visionssm.weights.download import hub_name
-from visionssm.weights.published import family_of
+from visionssm.weights.published import family_of, find_published, model_facts
+from visionssm.weights.records import Model, Published
 
 from .macs import count_macs
-from .reported import REPORTED, Reported, differs
 
 
 def model_names(pattern: str = '', tags: bool = False) -> list[str]:
@@ -71,17 +69,26 @@ def takes_argument(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(type(model).__init__).parameters
 
 
-def reported_top1(config: PretrainedCfg) -> float | None:
-    """ImageNet-1k accuracy in percent as the authors report it, if it is known."""
-    for note in config.notes or ():
-        if match := re.match(r'top-1 ([\d.]+) %', note):
-            return float(match[1])
-    return REPORTED[config.architecture].top1 if config.tag == 'in1k' and config.architecture in REPORTED else None
-
-
-def weights_source(config: PretrainedCfg) -> str:
-    """Where the weights come from; '' if there are none."""
-    return hub_name(config) or config.url or config.file or ''
+def tag_record(config: PretrainedCfg) -> Published:
+    """What is known of the weights of a tag: our record, or one made from timm's configuration."""
+    if config.tag and (file := find_published(f'{config.architecture}.{config.tag}')):
+        return file
+    facts = model_facts(config.architecture)
+    top1 = facts.top1 if facts and config.tag == 'in1k' else None
+    repo, _, revision = (config.hf_hub_id or '').partition('@')
+    return Published(
+        model=config.architecture,
+        tag=config.tag or '',
+        metrics={} if top1 is None else {'top-1': top1},
+        license=config.license or 'unknown',
+        origin_url=config.origin_url or '',
+        repo=repo,
+        revision=revision,
+        filename=config.hf_hub_filename or '',
+        url=config.url or '',
+        notes=tuple(config.notes or ()),
+        borrowed=True,
+    )
 
 
 def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
@@ -89,7 +96,7 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
 
     Args:
         pattern: Shell-style wildcards, or a part of the name; '': all.
-        cost: Count multiply-adds, too, and put the authors' figures beside the counts.
+        cost: Also multiply-adds, and the authors' figures beside the counts.
 
     Raises:
         ValueError: If no model matches.
@@ -102,13 +109,14 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
     rows = []
     for name in names:
         config = get_pretrained_cfg(name)
-        top1 = reported_top1(config)
+        top1 = tag_record(config).metrics.get('top-1')
+        facts = model_facts(name) or Model(*model_cost(name))
         row = {
             'model': f'{name}.{config.tag}' if config.tag else name,
-            'params (M)': f'{(model_cost(name)[0] if cost else _count(sketch(name))) / 1e6:.1f}',
+            'params (M)': f'{facts.params / 1e6:.1f}',
         }
         if cost:
-            row |= _costs(name)
+            row |= _costs(facts)
         row |= {
             'input': 'x'.join(map(str, config.input_size)),
             'top-1 reported': '' if top1 is None else f'{top1:.1f}',
@@ -116,7 +124,7 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
             'weights': 'yes' if config.has_weights else 'by hand' if config.tag else 'no',
         }
         if cost:
-            row['remark'] = REPORTED.get(name, Reported()).note
+            row['remark'] = facts.remark
         rows.append(row)
     return rows
 
@@ -160,25 +168,31 @@ def _count(model: nn.Module) -> int:
 
 
 @cache
-def model_cost(name: str) -> tuple[int, float]:
-    """Parameters of a registered model, and multiply-adds at its own input size."""
+def model_cost(name: str) -> tuple[int, int]:
+    """Parameters of a registered model, and multiply-adds at its own input size, counted by building it."""
     model = sketch(name).eval()
-    return _count(model), count_macs(model, get_pretrained_cfg(name).input_size)
+    return _count(model), round(count_macs(model, get_pretrained_cfg(name).input_size))
 
 
-def _costs(name: str) -> dict[str, str]:
-    """Counted multiply-adds beside the authors' figures; a * marks one that the count does not agree with."""
-    reported = REPORTED.get(name, Reported())
-    params, macs = model_cost(name)
+def _costs(facts: Model) -> dict[str, str]:
+    """Multiply-adds beside the authors' figures; a * marks one that the count does not agree with."""
 
     def marked(counted: float, printed: str) -> str:
         return f'{printed}*' if differs(counted, printed) else printed
 
     return {
-        'params reported (M)': marked(params / 1e6, reported.params),
-        'GMACs': f'{macs / 1e9:.2f}',
-        'GFLOPs reported': marked(macs / 1e9, reported.gflops),
+        'params reported (M)': marked(facts.params / 1e6, facts.reported_params),
+        'GMACs': f'{facts.macs / 1e9:.2f}',
+        'GFLOPs reported': marked(facts.macs / 1e9, facts.reported_gflops),
     }
+
+
+def differs(counted: float, reported: str) -> bool:
+    """Whether a count neither rounds to the printed figure nor lies within 1 % of it; '' is agreed with."""
+    if not reported:
+        return False
+    digits = len(reported.partition('.')[2])
+    return f'{counted:.{digits}f}' != reported and abs(counted / float(reported) - 1) > 0.01
 
 
 def _levels(feature_info: list[Mapping[str, Any]]) -> list[str]:
@@ -195,5 +209,6 @@ def _levels(feature_info: list[Mapping[str, Any]]) -> list[str]:
 def _weights(name: str, config: PretrainedCfg) -> str:
     if not (config.has_weights or config.tag):
         return f'{name}: none published'
-    notes = ''.join(f'; {note}' for note in config.notes or ())
-    return f'{name}: {weights_source(config) or "no address"}, licence {config.license or "unknown"}{notes}'
+    file = tag_record(config)
+    where = config.file or 'no address' if file.by_hand else file.where
+    return '; '.join([f'{name}: {where}, licence {file.license}', *file.remarks])

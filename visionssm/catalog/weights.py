@@ -4,75 +4,57 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models import get_pretrained_cfg
 
-from visionssm.weights.download import Cached, fetch, find_cached, hub_name, partial_downloads, verify
-from visionssm.weights.downstream import DOWNSTREAM, Downstream
+from visionssm.weights.download import Cached, fetch, find_cached, partial_downloads, verify
+from visionssm.weights.published import published_files
+from visionssm.weights.records import Published
 
-from .models import model_names, reported_top1
+from .models import model_names, tag_record
 
 
 class Weights(NamedTuple):
-    """One published file.
+    """One published file, and what of it is here.
 
     Attributes:
-        name: `model.tag`, or the name of a `Downstream`.
-        task: 'classification', or what a `Downstream` was trained on.
-        source: Where it is: a tag's configuration, or a `Downstream`.
+        file: Its record.
     """
 
-    name: str
-    task: str
-    source: PretrainedCfg | Downstream
+    file: Published
 
     @property
-    def where(self) -> str:
-        """Its address, or that of the page from which a person gets it; '' if none is known."""
-        pages = re.findall(r'https://\S+', ' '.join(self.source.notes or ()))
-        return hub_name(self.source) or self.source.url or ''.join(pages[:1])
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether only a person can get it."""
-        return not (self.source.hf_hub_id or self.source.url)
+    def name(self) -> str:
+        """`model.tag` or `model.method_dataset`."""
+        return self.file.name
 
     @property
     def cached(self) -> Cached | None:
         """The file, if it is in the cache."""
-        return find_cached(self.source)
-
-    def _reported(self) -> dict[str, float]:
-        if isinstance(self.source, Downstream):
-            return dict(self.source.metrics)
-        top1 = reported_top1(self.source)
-        return {} if top1 is None else {'top-1': top1}
+        return find_cached(self.file)
 
     def describe(self) -> dict[str, Any]:
         """All that is known, JSON-serialisable; `size` in bytes, `state` as in the table."""
-        cached = self.cached
-        stated = [match[1] for note in self.source.notes or () if (match := re.match(r'file of ([\d.]+) MB', note))]
+        file, cached = self.file, self.cached
         if cached is None:
-            state = 'by hand' if self.by_hand else ''
-            size = round(float(stated[0]) * 1e6) if stated else None
+            state, size = 'by hand' if file.by_hand else '', file.size
         else:
             state = 'verified' if cached.record.is_file() else 'cached'
             size = cached.path.stat().st_size
         return {
-            'name': self.name,
-            'task': self.task,
-            'license': self.source.license or 'unknown',
+            'name': file.name,
+            'task': file.task,
+            'license': file.license,
             'size': size,
             'state': state,
-            'where': self.where,
+            'where': file.where,
             'path': cached and str(cached.path),
-            'reported': self._reported(),
-            'origin_url': self.source.origin_url,
-            'notes': list(self.source.notes or ()),
+            'reported': dict(file.metrics),
+            'origin_url': file.origin_url or None,
+            'notes': list(file.remarks),
         }
 
 
@@ -85,10 +67,9 @@ def find_weights(pattern: str = '') -> list[Weights]:
     Raises:
         ValueError: If none does.
     """
-    tags = [name for name in model_names(tags=True) if '.' in name]
-    every = [Weights(name, 'classification', get_pretrained_cfg(name, allow_unregistered=False)) for name in tags]
-    tasks = {'coco': 'detection', 'ade20k': 'segmentation'}
-    every += [Weights(name, tasks[entry.dataset], entry) for name, entry in DOWNSTREAM.items()]
+    tags = (name for name in model_names(tags=True) if '.' in name)
+    every = [Weights(tag_record(get_pretrained_cfg(name, allow_unregistered=False))) for name in tags]
+    every += [Weights(file) for file in published_files() if file.method]
     wanted = pattern if set('*?[') & set(pattern) else f'*{pattern}*'
     found = [weights for weights in every if fnmatch.fnmatchcase(weights.name, wanted)]
     if not found:
@@ -99,11 +80,11 @@ def find_weights(pattern: str = '') -> list[Weights]:
 def download(found: list[Weights]) -> Iterator[tuple[Weights, Path | str]]:
     """Fetch and verify: each with its path, or with why that failed."""
     for weights in found:
-        if weights.by_hand:
-            yield weights, f'to be downloaded by hand from {weights.where}'
+        if weights.file.by_hand:
+            yield weights, f'to be downloaded by hand from {weights.file.where}'
             continue
         try:
-            yield weights, fetch(weights.source)
+            yield weights, fetch(weights.file)
         except OSError as error:
             yield weights, str(error)
 
@@ -126,7 +107,7 @@ def prune(found: list[Weights]) -> Iterator[tuple[Path, int]]:
     Blobs that other revisions in the Hub's cache use stay.
     """
     for weights in found:
-        doomed = partial_downloads(weights.source)
+        doomed = partial_downloads(weights.file)
         if (cached := weights.cached) is not None:
             doomed += [cached.record, cached.path, *_unused_blob(cached.path)]
         for path in doomed:

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
-from visionssm.catalog.models import check_model, sketch, takes_argument
+from visionssm.catalog.models import check_model, sketch, tag_record, takes_argument
 from visionssm.files import check_replaceable, replaced_folder
 from visionssm.models.builder import checkpoint_filter
 from visionssm.version import __version__
 from visionssm.weights.checkpoint import check_fit, load_checkpoint
-from visionssm.weights.download import published_sha256, sha256
-from visionssm.weights.downstream import DOWNSTREAM, Downstream
-from visionssm.weights.published import family_of
+from visionssm.weights.download import sha256
+from visionssm.weights.published import container_of, family_of, published_files
+from visionssm.weights.records import Published
 
 from .card import folder_card
 
@@ -99,7 +99,7 @@ def convert(
     check_folder(output)
     model_args = dict(model_args or {})
     base = name.partition('.')[0]
-    state_dict = load_checkpoint(checkpoint)
+    state_dict = load_checkpoint(checkpoint, prefer=container_of(base))
     digest = sha256(checkpoint)
 
     dense = any(key.startswith('backbone.') for key in state_dict)
@@ -119,11 +119,11 @@ def convert(
     model, fresh = _load(checkpoint, own, base, config, {**model_args, **shape_args})
     license = license or (entry and entry[0].license) or 'unknown'
     provenance = {
-        'source': source or (f'{_address(entry[0])}, going by its {entry[2].partition(" ")[0]}' if entry else ''),
+        'source': source or (f'{entry[0].download_url}, going by its {entry[1].partition(" ")[0]}' if entry else ''),
         'file': checkpoint.name,
         'size': f'{checkpoint.stat().st_size} bytes',
         'SHA-256': digest,
-        'release': f'{entry[1]}, recognised by its {entry[2]}' if entry else '',
+        'release': f'{entry[0].name}, recognised by its {entry[1]}' if entry else '',
         'left out': ', '.join(left_out),
         'in a file of its own': _EXTRA if extra else '',
         'as in a new model': ', '.join(fresh),
@@ -222,28 +222,14 @@ def _input_size(config: PretrainedCfg, args: Mapping[str, Any]) -> tuple[int, in
     return args.get('in_chans', channels), height, width
 
 
-def _release(
-    file: str, digest: str, name: str, config: PretrainedCfg, backbone: bool
-) -> tuple[PretrainedCfg | Downstream, str, str] | None:
-    """The published file that this is, its name and how it was recognised; None if it is none that is known."""
-    entries = [(entry, entry.name) for entry in DOWNSTREAM.values() if entry.model == name]
-    if not backbone:
-        entries = [(config, f'{name}.{config.tag}' if config.tag else name)]
-    for entry, title in entries:
-        address = _address(entry)
-        known = published_sha256(entry)
-        if known == digest:
-            return entry, title, 'SHA-256'
-        if known is None and address and file == address.rpartition('/')[2]:
-            return entry, title, 'name alone: no SHA-256 of it is known'
+def _release(file: str, digest: str, name: str, config: PretrainedCfg, backbone: bool) -> tuple[Published, str] | None:
+    """The published file that this is, and how it was recognised; None if it is none that is known."""
+    for entry in [entry for entry in published_files(name) if entry.method] if backbone else [tag_record(config)]:
+        if entry.sha256 and entry.sha256 == digest:
+            return entry, 'SHA-256'
+        if not entry.sha256 and file and file == entry.download_url.rpartition('/')[2]:
+            return entry, 'name alone: no SHA-256 of it is known'
     return None
-
-
-def _address(entry: PretrainedCfg | Downstream) -> str:
-    if entry.hf_hub_id and entry.hf_hub_filename:
-        repo, _, revision = entry.hf_hub_id.partition('@')
-        return f'https://huggingface.co/{repo}/resolve/{revision or "main"}/{entry.hf_hub_filename}'
-    return entry.url or ''
 
 
 def _commit() -> str:

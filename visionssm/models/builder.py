@@ -90,7 +90,7 @@ def build(
     config = dataclasses.replace(pretrained_cfg, state_dict=None).to_dict()
     source = {name: config[name] for name in _SOURCE if name in config}
     if pretrained:
-        weights = _read_weights(pretrained_cfg, container_of(variant) or None, cache_dir)
+        weights = _read_weights(pretrained_cfg, container_of(variant), cache_dir)
         # timm downloads with pickles unrestricted (before 1.0.29), takes averaged weights first whatever upstream
         # evaluates, and copies state dicts: it gets a stand-in, and the filter the weights
         config = {name: value for name, value in config.items() if name not in source}
@@ -131,17 +131,17 @@ def build(
 _SOURCE = ('file', 'source', 'hf_hub_id', 'hf_hub_filename', 'url')
 
 
-def _read_weights(config: PretrainedCfg, container: str | None, cache_dir: str | Path | None) -> dict[str, Tensor]:
+def _read_weights(config: PretrainedCfg, prefer: str, cache_dir: str | Path | None) -> dict[str, Tensor]:
     """The weights that a configuration points to, in timm's order of sources."""
     if config.source == 'local-dir':
-        return load_checkpoint(weights_file(config.file), container)
+        return load_checkpoint(weights_file(config.file), prefer=prefer)
     from_hub = config.source == 'hf-hub'  # the name is of a repository: what is on its branch now is wanted
     if config.state_dict and not from_hub:
-        return unwrap(config.state_dict, container=container)
+        return unwrap(config.state_dict, prefer=prefer)
     if config.file and not from_hub:
-        return load_checkpoint(config.file, container)
+        return load_checkpoint(config.file, prefer=prefer)
     if config.hf_hub_id or config.url:
-        return load_checkpoint(fetch(config, cache_dir, latest=from_hub), container)
+        return load_checkpoint(fetch(config, cache_dir, latest=from_hub), prefer=prefer)
     raise ValueError(
         f'{config.architecture} has no weights{by_hand_only(config)}; what is in a file of yours loads by '
         "pretrained_cfg_overlay={'file': ...}"

@@ -13,7 +13,8 @@ from torch import Tensor
 from visionssm.catalog.models import check_model
 from visionssm.weights.checkpoint import load_checkpoint
 from visionssm.weights.download import fetch, weights_file
-from visionssm.weights.downstream import DOWNSTREAM
+from visionssm.weights.published import container_of, find_published
+from visionssm.weights.records import Published
 
 _HUB = re.compile(r'hf-hub:(?P<hf_hub_id>[^/]+/[^/]+)(?:/(?P<hf_hub_filename>.+))?')
 
@@ -37,11 +38,8 @@ def locate_weights(checkpoint: str) -> Path:
         return fetch(SimpleNamespace(**match.groupdict(), url=None))
     if checkpoint.startswith(('http://', 'https://')):
         return fetch(SimpleNamespace(hf_hub_id=None, hf_hub_filename=None, url=checkpoint))
-    if checkpoint in DOWNSTREAM:
-        source, notes = DOWNSTREAM[checkpoint], DOWNSTREAM[checkpoint].notes
-    else:
-        source = _configuration(checkpoint)
-        notes = source.notes or ()
+    source = find_published(checkpoint) or _configuration(checkpoint)
+    notes = source.remarks if isinstance(source, Published) else source.notes or ()
     if not (source.hf_hub_id or source.url):
         raise ValueError(f'{checkpoint} has no weights to download; {"; ".join(notes) or "give a file"}')
     return fetch(source)
@@ -58,9 +56,7 @@ def _configuration(checkpoint: str) -> PretrainedCfg:
 
 def read_weights(checkpoint: str, model_name: str = '') -> dict[str, Tensor]:
     """The weights that `checkpoint` means, as of `locate_weights`, under the names that the file has."""
-    # upstream's loader reads the averaged weights of these
-    container = 'model_ema' if model_name.startswith('msvmambav3') else None
-    return load_checkpoint(locate_weights(checkpoint), container)
+    return load_checkpoint(locate_weights(checkpoint), prefer=container_of(model_name))
 
 
 @CheckpointLoader.register_scheme(prefixes='hf-hub:')

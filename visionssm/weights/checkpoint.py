@@ -63,12 +63,13 @@ def checkpoint_globals() -> AbstractContextManager:
     return torch.serialization.safe_globals(list(_GLOBALS))
 
 
-def load_checkpoint(path: str | Path, container: str | None = None) -> dict[str, Tensor]:
+def load_checkpoint(path: str | Path, container: str | None = None, prefer: str = '') -> dict[str, Tensor]:
     """The weights in a checkpoint file, with wrapper prefixes removed.
 
     Args:
         path: A `.safetensors` file, or anything that `torch.save` wrote. No code in it is run.
         container: As of `unwrap`.
+        prefer: As of `unwrap`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -92,7 +93,7 @@ def load_checkpoint(path: str | Path, container: str | None = None) -> dict[str,
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything; none of it helps the reader
         raise ValueError(f'{path} cannot be read as a checkpoint: {_reason(path, error)}') from None
-    return unwrap(content, str(path), container)
+    return unwrap(content, str(path), container, prefer)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -106,20 +107,28 @@ def _reason(path: Path, error: Exception) -> str:
     return f'it is damaged, or was not written by torch.save ({type(error).__name__})'
 
 
-def unwrap(content: Any, source: str = 'the checkpoint', container: str | None = None) -> dict[str, Tensor]:
+def unwrap(
+    content: Any, source: str = 'the checkpoint', container: str | None = None, prefer: str = ''
+) -> dict[str, Tensor]:
     """The state dict inside a training checkpoint: its container, without wrapper prefixes.
 
     Args:
         content: What the file held: a state dict, or a dict with one under a name of `CONTAINERS`.
         source: What to call it in errors.
-        container: The name to try before `CONTAINERS`.
+        container: The name under which the weights must be; None: `prefer`, `CONTAINERS`, or the whole.
+        prefer: The name to try first, as `container_of` a model says.
 
     Raises:
-        ValueError: If there are no weights in it, or values that are not tensors among them.
+        ValueError: If there is no such container, no weights, or values that are not tensors among them.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f'{source} holds a {type(content).__name__}, not a dict of weights')
-    weights = next((content[key] for key in (container, *CONTAINERS) if isinstance(content.get(key), Mapping)), content)
+    if container is not None and not isinstance(content.get(container), Mapping):
+        raise ValueError(
+            f'{source} has no weights under {container!r}; it holds {_some([str(key) for key in content])}'
+        )
+    names = (prefer, *CONTAINERS) if container is None else (container,)
+    weights = next((content[name] for name in names if isinstance(content.get(name), Mapping)), content)
     if not weights:
         raise ValueError(f'{source} holds no weights')
     other = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]

@@ -1,6 +1,6 @@
 """Fetch files of weights once, and hand out none that is not what it was.
 
-What a file must be is known from `_SHA256`, from the Hub (which names large files by their SHA-256), or else from its
+What a file must be is known from its record, from the Hub (which names large files by their SHA-256), or else from its
 first use: then the digest goes into `FILE.sha256` beside it, which `sha256sum -c` reads, too. A file that differs is
 removed. Downloads appear in the cache under their name when they are complete, not before.
 """
@@ -33,6 +33,7 @@ from visionssm.files import Stream, leftovers, write_whole
 from visionssm.version import __version__
 
 from .checkpoint import load_checkpoint
+from .published import published_files
 
 _logger = logging.getLogger(__name__)
 
@@ -40,24 +41,6 @@ _CHUNK = 1 << 20
 _DIGEST = re.compile(r'[0-9a-f]{64}')
 _COMMIT = re.compile(r'@[0-9a-f]{40}$')
 _FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a folder or Hub repository in timm's layout, best first
-# as the pages of the files on huggingface.co state them; no other file's is known before it is downloaded
-_SHA256 = {
-    'hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth': (
-        'fedb1e60267f3bc7b2a8443f2ddead8d39e019d10247a87252162b3789801fd5'
-    ),
-    'hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth': (
-        '9847490c5c3ca36cc38caf8be537b726f326a1b5b15764b0bde650934ac35b54'
-    ),
-    'hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth': (
-        'aae4583e2def6389b66cfaf292cfade47a873182a39adbec19ec55b730ea9fe3'
-    ),
-    'hf://Abdelrahman-shaker/GroupMamba-Tiny/groupmamba_tiny_ema.pth': (
-        '4c8e15f20d476ddd9080efa845be36e6f1e076721e087e88ebd276463e279425'
-    ),
-    'hf://ChenhongyiYang/PlainMamba/segmentation/l2_upernet.pth': (
-        'aba713e1627ea4b7c7fa94640bd532528c0fbd5fdc442b8cfb4bf59e00299bce'
-    ),
-}
 
 
 class WeightsError(OSError):
@@ -65,7 +48,7 @@ class WeightsError(OSError):
 
 
 class Source(Protocol):
-    """Where a file is: fields of a tag's configuration, and of `Downstream`. The Hub goes before the URL, as in timm.
+    """Where a file is: fields of a tag's configuration, and of `Published`. The Hub goes before the URL, as in timm.
 
     Attributes:
         hf_hub_id: Hub repository, 'owner/name' or 'owner/name@revision'; None: not on the Hub.
@@ -104,7 +87,7 @@ def fetch(source: Source, cache_dir: str | Path | None = None, latest: bool = Fa
     """The file of `source`: from the cache if it is there, without any request, else downloaded; verified.
 
     Args:
-        source: A tag's configuration, or a `Downstream`.
+        source: A tag's configuration, or a `Published`.
         cache_dir: Folder to use instead of the Hub's cache (`HF_HOME`) and torch's (`TORCH_HOME`).
         latest: Ask the Hub whether a branch has moved on, as huggingface_hub does, instead of staying with what is
             cached.
@@ -147,7 +130,7 @@ def verify(cached: Cached) -> None:
             'another cache_dir'
         )
     known = (
-        ('the published one', _SHA256.get(re.sub(r'@[^/]+', '', cached.origin)), ''),
+        ('the published one', _published_digest(cached.origin), ''),
         ('the one that the Hub states', _hub_digest(cached.path), ''),
         ('the one of its first use', recorded, f'; if the authors replaced the file, remove {cached.record}'),
     )
@@ -166,20 +149,6 @@ def verify(cached: Cached) -> None:
             raise WeightsError(f'{error}; it was removed, so the next attempt downloads it again') from None
     if recorded is None:
         _write_record(cached, digest)
-
-
-def published_sha256(source: Source) -> str | None:
-    """SHA-256 of the file of `source` as published, if it is known before a download."""
-    if not source.hf_hub_id:
-        return None
-    return _SHA256.get(f'hf://{_split(source.hf_hub_id)[0]}/{source.hf_hub_filename}')
-
-
-def hub_name(source: Source) -> str:
-    """'hf-hub:owner/name[@revision][/file]' of `source`; '' if it is not on the Hub."""
-    if not source.hf_hub_id:
-        return ''
-    return '/'.join(filter(None, (f'hf-hub:{source.hf_hub_id}', source.hf_hub_filename)))
 
 
 def sha256(path: Path) -> str:
@@ -231,6 +200,13 @@ def partial_downloads(source: Source, cache_dir: str | Path | None = None) -> li
         return []
     path = _url_path(source.url, cache_dir)
     return leftovers(path.parent, path.name)
+
+
+def _published_digest(origin: str) -> str | None:
+    """Of a file on the Hub, whatever its commit."""
+    place = re.sub(r'@[^/]+', '', origin)
+    digests = (file.sha256 for file in published_files() if place == f'hf://{file.repo}/{file.filename}')
+    return next(filter(None, digests), None)
 
 
 def _names(source: Source) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Published:
         origin_url: Repository of the code.
         repo: Hub repository; '': the file is not on the Hub.
         revision: Commit that is pinned; '': the branch as it was at the first download.
-        filename: Path in the repository.
+        filename: Path in the repository; '': weights in timm's layout.
         url: Address of a file that is elsewhere.
         page: Where a person can get the file: the only way if there is neither `repo` nor `url`, else a mirror.
         sha256: As published; '': not known before the first download.
@@ -33,6 +33,7 @@ class Published:
         container: Key under which the file keeps the weights that the authors evaluate; '': they are all of the file.
         contents: What else is known of these weights, as the end of a sentence about them.
         notes: Whatever else a user must know.
+        borrowed: Whether this was made from timm's own record, which has notes and nothing else.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Published:
     container: str = ''
     contents: str = ''
     notes: tuple[str, ...] = ()
+    borrowed: bool = False
 
     @property
     def name(self) -> str:
@@ -76,13 +78,15 @@ class Published:
 
     @property
     def hf_hub_filename(self) -> str | None:
-        """As timm has it: path in the Hub repository; None: not on the Hub."""
-        return self.filename if self.repo else None
+        """As timm has it: path in the Hub repository; None: weights in timm's layout, or not on the Hub."""
+        return self.filename or None
 
     @property
     def where(self) -> str:
         """Its address, 'hf-hub:owner/name[@revision]/file' or a URL, or the page with it."""
-        return f'hf-hub:{self.hf_hub_id}/{self.filename}' if self.repo else self.url or self.page
+        if self.repo:
+            return '/'.join(filter(None, (f'hf-hub:{self.hf_hub_id}', self.filename)))
+        return self.url or self.page
 
     @property
     def download_url(self) -> str:
@@ -99,6 +103,8 @@ class Published:
     @property
     def remarks(self) -> tuple[str, ...]:
         """All that is known besides address and licence, in sentences."""
+        if self.borrowed:
+            return self.notes
         top1 = self.metrics.get('top-1')
         reported = () if top1 is None else (f'top-1 {top1} % on ImageNet-1k, reported by the authors',)
         return (*reported, *self.details())
