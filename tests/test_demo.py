@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -34,11 +35,6 @@ def unchanged_process():
     yield
     torch.set_num_threads(threads)
     signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture(scope='module')
-def digits():
-    return load_digits(200)
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +78,7 @@ def test_saved_model_is_the_trained_one(finished):
     folder, trained, _ = finished
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     assert loaded.scan == trained.model.scan
-    images = torch.rand(2, 1, trained.size, trained.size)
+    images = torch.rand_like(trained.images[:2])
     with torch.inference_mode():
         assert torch.equal(loaded(images), trained.model.eval()(images))
 
@@ -90,7 +86,7 @@ def test_saved_model_is_the_trained_one(finished):
 def test_saved_samples_classify_as_the_held_out_images(finished):
     """Files, read and resized by timm's transform, are what the model was evaluated on."""
     folder, trained, _ = finished
-    digits = load_digits(TINY.limit)
+    digits = load_digits()
     for result in classify(trained.model, [folder / 'samples' / 'digit_3.png'], topk=10):
         found = {p['index']: p['probability'] for p in result['predictions']}
     index = int((digits.test_labels == 3).nonzero()[0])
@@ -105,19 +101,32 @@ def test_picture_is_a_picture(finished):
     assert picture.shape[0] > 600 and picture.shape[1] > 1000 and picture.std() > 0.1
 
 
-def test_same_seed_same_model(digits):
-    first, second = (demo.train(TINY, digits) for _ in range(2))
+def train(options):
+    with demo.make_trainer(options) as trainer:
+        return demo.train(trainer)
+
+
+def test_same_seed_same_model():
+    first, second = (train(TINY) for _ in range(2))
     assert torch.equal(first.probabilities, second.probabilities)
-    other = demo.train(demo.replace(TINY, seed=1), digits)
+    other = train(demo.replace(TINY, seed=1))
     assert not torch.equal(first.probabilities, other.probabilities)
 
 
-def test_training_leaves_the_global_generator_alone(digits):
+def test_training_leaves_the_global_generators_alone():
     torch.manual_seed(5)
-    expected = torch.rand(3)
+    random.seed(5)
+    expected = torch.rand(3), random.random()
     torch.manual_seed(5)
-    demo.train(TINY, digits)
-    assert torch.equal(torch.rand(3), expected)
+    random.seed(5)
+    train(TINY)
+    assert torch.equal(torch.rand(3), expected[0]) and random.random() == expected[1]
+
+
+def classes_of_noise(options):
+    """Untrained logits of an image of the size that the demo gives the model, and the model."""
+    with demo.make_trainer(options) as trainer, torch.inference_mode():
+        return trainer.model.eval()(torch.rand(1, *trainer.image.input_size)), trainer.model
 
 
 @pytest.mark.parametrize('name', model_names('test_*'))
@@ -125,19 +134,16 @@ def test_training_leaves_the_global_generator_alone(digits):
 def test_any_backbone_takes_any_scan(name, scan):
     if name == 'test_mambaout' and scan:  # the one that scans nothing
         with pytest.raises(ValueError, match='no scan order to choose'):
-            demo.create_model(demo.DemoOptions(name, scan))
+            demo.recipe_of(demo.DemoOptions(name, scan))
         return
-    model, size = demo.create_model(demo.DemoOptions(name, scan))
+    logits, model = classes_of_noise(demo.DemoOptions(name, scan))
     assert scan is None or get_scan(scan).name == get_scan(model.scan).name
-    with torch.inference_mode():
-        assert model.eval()(torch.rand(1, 1, size, size)).shape == (1, 10)
+    assert logits.shape == (1, 10)
 
 
 @pytest.mark.parametrize('name', model_names('*_nano'))
 def test_small_models_take_the_digits(name):
-    model, size = demo.create_model(demo.DemoOptions(name))
-    with torch.inference_mode():
-        assert model.eval()(torch.rand(1, 1, size, size)).shape == (1, 10)
+    assert classes_of_noise(demo.DemoOptions(name))[0].shape == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -146,20 +152,6 @@ def test_small_models_take_the_digits(name):
 def test_image_size(reductions, size):
     assert image_size(reductions) == size
     assert size / reductions[0] >= 6 and size > reductions[-1]
-
-
-def test_augmentation_moves_but_keeps_the_image():
-    images = torch.zeros(64, 1, 32, 32)
-    images[:, :, 12:20, 12:20] = 1
-    batches = demo.AugmentedBatches(images, torch.zeros(64, dtype=torch.int64), 64, seed=0)
-    (moved, _), (again, _) = next(iter(batches)), next(iter(batches))
-    assert not torch.equal(moved, again)
-    moved = moved * 0.5 + 0.5
-    assert moved.min() >= 0 and moved.max() <= 1 + 1e-6
-    mass = moved.sum((1, 2, 3)) / 64
-    assert mass.min() > 0.7 and mass.max() < 1.4
-    still = demo.AugmentedBatches(images, torch.zeros(64, dtype=torch.int64), 64, seed=0, degrees=0, shift=0, zoom=0)
-    assert (next(iter(still))[0] * 0.5 + 0.5 - images).abs().max() < 1e-5
 
 
 def test_rerun_replaces_an_earlier_demo_only(finished, tmp_path):

@@ -20,8 +20,8 @@ LAZY = {
 # rooms of the package from the ground up: a module imports from its own room and from those before it, also inside
 # functions; a top-level module is a room of its own
 ROOMS = (
-    'version', 'files', 'extras', 'testing', 'scans', 'ops', 'layers', 'weights', 'models', 'catalog', 'hub', 'data', 'apps',
-    'train', 'demo', 'openmmlab', 'cli',
+    'version', 'files', 'extras', 'testing', 'scans', 'ops', 'layers', 'weights', 'models', 'catalog', 'hub', 'data',
+    'apps', 'train', 'demo', 'openmmlab', 'cli',
 )  # fmt: skip
 # of what is not ours, what a room must not import anywhere
 FORBIDDEN = {

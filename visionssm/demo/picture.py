@@ -118,7 +118,7 @@ def _draw_scan(axes: Axes, trained: Trained) -> None:
     if spec is None:
         return
     order = get_scan(spec)
-    side = -(-trained.size // trained.model.feature_info[0]['reduction'])
+    side = -(-trained.images.shape[-1] // trained.model.feature_info[0]['reduction'])
     shown = order.table(side, side)[:_MOST_PATHS]
     columns = 1 if len(shown) == 1 else 2
     for k, path in enumerate(shown):
