@@ -14,6 +14,10 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import visionssm  # noqa: F401  registers the models
+from visionssm.layers import ConvDownsample
+from visionssm.models import a2mamba
+from visionssm.models.pyramid import Pyramid
+from visionssm.models.vssm import PatchMerge
 from visionssm.scans import get_scan, list_scans
 from visionssm.weights.published import FAMILIES
 
@@ -231,6 +235,43 @@ def test_features(name):
     two = create(name, features_only=True, out_indices=(0, 2)).eval()(x)
     expected = plain.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
     torch.testing.assert_close(two, expected)
+
+
+PYRAMIDS = [name for name in SMALL if isinstance(timm.create_model(name, device='meta'), Pyramid)]
+
+
+@pytest.mark.parametrize('name', PYRAMIDS)
+@pytest.mark.parametrize('stride', [8, 16])
+@pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
+def test_output_stride(name, stride):
+    """As timm's ConvNeXt: dilated instead of halved, with the same weights."""
+    with set_scriptable(True):
+        model, plain = create(name, output_stride=stride), create(name)
+    model.load_state_dict(plain.state_dict())
+    x = images(model, size=(96, 128))
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    assert [info['reduction'] for info in model.feature_info] == [min(4 * 2**i, stride) for i in range(4)]
+    assert [tuple(y.shape[-2:]) for y in maps] == reductions(model, x.shape[-2:])
+    before = plain.forward_intermediates(x, intermediates_only=True)
+    first = [info['reduction'] for info in model.feature_info].index(stride)
+    torch.testing.assert_close(maps[: first + 1], before[: first + 1])
+    model(x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(torch.jit.script(model.eval())(x), model(x))
+    with pytest.raises(ValueError, match='output_stride is 4; allowed are 8, 16 and 32'):
+        create(name, output_stride=4)
+
+
+@pytest.mark.parametrize('kind', [ConvDownsample, PatchMerge, a2mamba.Downsample], ids=lambda kind: kind.__name__)
+def test_downsampling_that_keeps_the_size(kind):
+    """At every other pixel it says what it says when it halves the map; spread by two, the same on every other row."""
+    layer = kind(4, 8).double().eval()
+    x = torch.randn(2, 8, 12, 4, dtype=torch.float64)
+    halved, twice = layer(x), layer(x[:, ::2, ::2])
+    layer.keep_size(1)
+    torch.testing.assert_close(layer(x)[:, ::2, ::2], halved)
+    layer.keep_size(2)
+    torch.testing.assert_close(layer(x)[:, ::4, ::4], twice)
 
 
 @small

@@ -8,6 +8,7 @@ from .embed import (
     Stem,
     StridedPatchEmbed,
     check_image_size,
+    spread,
     whole_side,
 )
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
@@ -62,5 +63,6 @@ __all__ = [
     'na_qk',
     'scan_tokens',
     'split_projection',
+    'spread',
     'whole_side',
 ]

@@ -108,6 +108,12 @@ class OverlapStem(Stem):
         return self.norm2(x.permute(0, 2, 3, 1))
 
 
+def spread(conv: nn.Conv2d, dilation: int) -> None:
+    """Let a convolution that is padded to keep the size read pixels that are `dilation` apart."""
+    conv.dilation = (dilation, dilation)
+    conv.padding = tuple(dilation * (side // 2) for side in conv.kernel_size)
+
+
 class ConvDownsample(nn.Module):
     """3x3 convolution of stride 2 and LayerNorm: (B, H, W, C) to (B, H / 2, W / 2, D), rounded up.
 
@@ -121,6 +127,12 @@ class ConvDownsample(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, **dd)
         self.norm = nn.LayerNorm(out_dim, **dd)
+
+    @torch.jit.ignore
+    def keep_size(self, dilation: int) -> None:
+        """Do not halve the map; pixels that are `dilation` apart are read."""
+        self.conv.stride = (1, 1)
+        spread(self.conv, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""

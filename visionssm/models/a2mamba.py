@@ -50,6 +50,7 @@ from visionssm.layers import (
     na_qk,
     scan_tokens,
     split_projection,
+    spread,
 )
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
@@ -184,6 +185,12 @@ class Downsample(nn.Module):
     def __init__(self, dim: int, out_dim: int, device=None, dtype=None) -> None:
         super().__init__()
         self.conv = ConvNormAct(dim, out_dim, 3, stride=2, apply_act=False, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def keep_size(self, dilation: int) -> None:
+        """Do not halve the map; pixels that are `dilation` apart are read."""
+        self.conv.conv.stride = (1, 1)
+        spread(self.conv.conv, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
@@ -515,6 +522,7 @@ class A2Mamba(Pyramid):
             model has as many sets of scan parameters as it has directions.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
 
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
@@ -537,6 +545,7 @@ class A2Mamba(Pyramid):
         scan: ScanSpec = 'raster',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ) -> None:
@@ -585,6 +594,7 @@ class A2Mamba(Pyramid):
             num_classes,
             global_pool,
             drop_rate,
+            output_stride,
             **dd,
         )
         self.head_hidden_size = head_hidden_size

@@ -202,6 +202,7 @@ class GroupMamba(Pyramid):
             channels are in as many groups as it has directions, and have to be a multiple of that.
         drop_rate: Dropout before the classifiers.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
 
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
@@ -222,6 +223,7 @@ class GroupMamba(Pyramid):
         scan: ScanSpec = 'groupwise',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ) -> None:
@@ -253,6 +255,7 @@ class GroupMamba(Pyramid):
             num_classes,
             global_pool,
             drop_rate,
+            output_stride,
             **dd,
         )
         self.distilled_training = False

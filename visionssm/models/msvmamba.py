@@ -193,6 +193,7 @@ class MSVMamba(Pyramid):
         half_scan: The same for the half-resolution branches.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
 
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
@@ -220,6 +221,7 @@ class MSVMamba(Pyramid):
         half_scan: ScanSpec = 'multiscale',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ) -> None:
@@ -252,6 +254,7 @@ class MSVMamba(Pyramid):
             num_classes,
             global_pool,
             drop_rate,
+            output_stride,
             **dd,
         )
         self.scan_directions = 1

@@ -5,6 +5,8 @@ from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
+from visionssm.layers import spread
+
 from .builder import take_indices
 from .scanning import ScanningBackbone
 
@@ -13,7 +15,7 @@ class Stage(nn.Module):
     """Downsampling, if any, then blocks at one resolution, and a norm where the family has one.
 
     Args:
-        downsample: Module that halves the map, or an identity.
+        downsample: Module that halves the map, with `keep_size(dilation)` for `output_stride`, or an identity.
         blocks: Blocks in order.
         norm: Norm of the last block's map, which the next stage then reads; None: none.
     """
@@ -34,6 +36,18 @@ class Stage(nn.Module):
             x = self.blocks(x)
         return self.norm(x)
 
+    @torch.jit.ignore
+    def dilate(self, dilation: int) -> None:
+        """Keep the resolution, and read as far as if it were halved; the weights stay as they are.
+
+        Args:
+            dilation: Distance of the pixels that the downsampling reads; convolutions of the blocks read twice as far.
+        """
+        self.downsample.keep_size(dilation)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+                spread(module, 2 * dilation)
+
 
 class Pyramid(ScanningBackbone):
     """Stem, stages, norm on the map, pooling, linear classifier; maps are (B, H, W, C).
@@ -48,6 +62,11 @@ class Pyramid(ScanningBackbone):
         num_classes: Classes; 0: no classifier.
         global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
         drop_rate: Dropout before the classifier.
+        output_stride: Pixels per token of the last map, 8, 16 or 32: stages that would go beyond keep the resolution,
+            and their convolutions are dilated instead. The weights are the same.
+
+    Raises:
+        ValueError: If `output_stride` is another.
     """
 
     embedding = 'stem'
@@ -63,10 +82,20 @@ class Pyramid(ScanningBackbone):
         num_classes: int,
         global_pool: str,
         drop_rate: float,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f'output_stride is {output_stride!r}; allowed are 8, 16 and 32')
+        strides, dilation = [reduction], 1
+        for stage in stages[1:]:
+            keep = strides[-1] >= output_stride
+            strides.append(strides[-1] * (1 if keep else 2))
+            if keep:
+                stage.dilate(dilation)
+                dilation *= 2
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
@@ -75,7 +104,7 @@ class Pyramid(ScanningBackbone):
         self.feature_info = [
             {
                 'num_chs': dim,
-                'reduction': reduction * 2**i,
+                'reduction': strides[i],
                 'module': f'stages.{i}',
                 **({} if isinstance(stages[i].norm, nn.Identity) else {'norm': f'stages.{i}.norm'}),
             }

@@ -80,6 +80,7 @@ class VMamba(Pyramid):
             the model has as many sets of scan parameters as it has directions.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
 
     Raises:
         ValueError: If an argument has a value that is not allowed; the message names it.
@@ -105,6 +106,7 @@ class VMamba(Pyramid):
         scan: ScanSpec = 'cross',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ) -> None:
@@ -133,6 +135,7 @@ class VMamba(Pyramid):
             num_classes,
             global_pool,
             drop_rate,
+            output_stride,
             **dd,
         )
         self.scan_directions = order.directions

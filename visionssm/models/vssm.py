@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates
 from timm.models.swin_transformer import PatchMerging
@@ -18,9 +19,21 @@ class PatchMerge(PatchMerging):
     timm's own nest a remainder and a quotient per stage: compiling with dynamic shapes takes twice as long.
     """
 
+    dilation: torch.jit.Final[int] = 0
+
+    @torch.jit.ignore
+    def keep_size(self, dilation: int) -> None:
+        """Join each pixel with those `dilation` to the right and below, and do not halve the map."""
+        self.dilation = dilation
+
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         batch, height, width, channels = x.shape
+        if self.dilation > 0:
+            y = F.pad(x, [0, 0, 0, self.dilation, 0, self.dilation])
+            below, right = y[:, self.dilation :, :width], y[:, :height, self.dilation :]
+            x = torch.cat([x, below, right, y[:, self.dilation :, self.dilation :]], -1)
+            return self.reduction(self.norm(x))
         rows, columns = (height + 1) // 2, (width + 1) // 2
         x = F.pad(x, [0, 0, 0, 2 * columns - width, 0, 2 * rows - height])
         x = x.reshape(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5).flatten(3)
