@@ -113,6 +113,7 @@ def test_loss_reaches_every_parameter(base, model, args):
             settings.neck.in_channels = channels[-1]
         settings.decode_head.update(in_channels=channels, channels=16)
         settings.auxiliary_head.update(in_channels=channels[2], channels=16)
+        settings.data_preprocessor.size = (64, 64)  # that of the images, which would be padded to 512
         sample = SegDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64)})
         sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))
         batch = {'inputs': [torch.randint(0, 256, (3, 64, 64)).float()] * 2, 'data_samples': [sample, sample.clone()]}
