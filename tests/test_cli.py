@@ -104,7 +104,7 @@ def test_bugs_keep_their_traceback(run, monkeypatch):
     def broken(args):
         raise KeyError('a bug')
 
-    monkeypatch.setattr(cli, '_list', broken)
+    monkeypatch.setattr(cli.look, '_list', broken)
     with pytest.raises(KeyError):
         run('list')
 

@@ -1,0 +1,56 @@
+"""How the command line reads simple arguments and prints lines, pairs and tables."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    """An argument that is an integer from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed; give an integer from 1')
+    return int(text)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def pairs(pairs: list[tuple[str, str]], indent: str = '') -> None:
+    """Print names and values in two columns; a name that repeats is printed once."""
+    width = max(len(name) for name, _ in pairs)
+    previous = None
+    for name, value in pairs:
+        print(f'{indent}{"" if name == previous else name:<{width}}  {value}')
+        previous = name
+
+
+def table(headings: list[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> None:
+    """Print rows under headings, as text or as a Markdown table."""
+    lines = [headings, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    edge, gap = ('| ', ' | ') if markdown else ('', '  ')
+    for number, line in enumerate(lines):
+        text = gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(f'{edge}{text}{edge[::-1]}'.rstrip())
+        if number == 0:
+            print('|'.join(['', *('-' * (width + 2) for width in widths), '']) if markdown else '-' * len(text))
+
+
+def check_parent(file: Path) -> None:
+    """Raise `ValueError` if the folder that a file is to be written to is not there."""
+    if not file.parent.is_dir():
+        raise ValueError(f'{file} cannot be written: there is no folder {file.parent}')
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    text = re.sub(r':\s*\n\s*', ': ', text.strip())
+    return re.sub(r'\s*\n\s*', '; ', text) or type(error).__name__
