@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import visionssm  # noqa: F401  registers the models
 from visionssm.layers import ResamplePyramid
 from visionssm.models.adapter import PlainMambaAdapter
+from visionssm.models.builder import checkpoint_filter
 from visionssm.models.dense import DenseModel, dense_state_dict
 from visionssm.weights.checkpoint import check_fit, load_checkpoint
 
@@ -321,7 +322,7 @@ def upstream_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str,
     if isinstance(model, Dense):
         filtered = model.filter(tagged)
     else:
-        filtered = model.checkpoint_filter_fn(tagged, model)
+        filtered = checkpoint_filter(type(model))(tagged, model)
     return {ours: names[int(x.flatten()[0])] for ours, x in filtered.items()}
 
 
