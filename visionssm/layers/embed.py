@@ -33,6 +33,11 @@ def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = Non
             )
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) with channels next to each other in memory; in this form `torch.vmap` takes it, too."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 class Stem(nn.Module):
     """The first layers of a pyramid: images (B, C, H, W) to tokens (B, H / p, W / p, D).
 
@@ -71,7 +76,7 @@ class PatchStem(Stem):
         """Embed images."""
         check_image_size(x, self.least)
         # so the tokens are contiguous channels-last from here on
-        x = self.conv(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv(channels_last(x))
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -102,7 +107,7 @@ class OverlapStem(Stem):
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
         check_image_size(x, self.least)
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(channels_last(x))
         x = self.act(self.norm1(x.permute(0, 2, 3, 1)))
         x = self.conv2(x.permute(0, 3, 1, 2))
         return self.norm2(x.permute(0, 2, 3, 1))
@@ -222,4 +227,4 @@ class StridedPatchEmbed(GridEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images (B, C, H, W)."""
-        return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(channels_last(x)).permute(0, 2, 3, 1)

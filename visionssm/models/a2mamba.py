@@ -41,6 +41,7 @@ from visionssm.layers import (
     SelectiveSSM,
     Stem,
     at_least_fp32,
+    channels_last,
     check_image_size,
     decay_rates,
     linear,
@@ -170,7 +171,7 @@ class ConvStem(Stem):
     def forward(self, x: Tensor) -> Tensor:
         """Embed images (B, C, H, W)."""
         check_image_size(x, self.least)
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(channels_last(x))
         return self.conv4(self.conv3(self.conv2(x))).permute(0, 2, 3, 1)
 
 

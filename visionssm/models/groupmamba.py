@@ -30,6 +30,7 @@ from visionssm.layers import (
     ScanSpec,
     SelectiveSSM,
     Stem,
+    channels_last,
     check_image_size,
 )
 from visionssm.scans import ScanOrder, get_scan
@@ -68,7 +69,7 @@ class ConvStem(Stem):
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
         check_image_size(x, self.least)
-        x = self.conv3(self.conv2(self.conv1(x.contiguous(memory_format=torch.channels_last))))
+        x = self.conv3(self.conv2(self.conv1(channels_last(x))))
         return self.downsample(x.permute(0, 2, 3, 1))
 
 

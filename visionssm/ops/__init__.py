@@ -1,5 +1,6 @@
 """The operators, their backends and their definition. Imports torch alone."""
 
+from . import flops  # noqa: F401  tells torch what the operators count as
 from .dispatch import BackendUnavailableError, available_backends, use_backend
 from .mamba import selective_scan_fn
 from .neighborhood import na_av, na_bias, na_qk

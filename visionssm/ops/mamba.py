@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .selective_scan import selective_scan
+from .selective_scan import check_dtypes, selective_scan
 
 
 def selective_scan_fn(
@@ -43,8 +43,7 @@ def selective_scan_fn(
 
     Source: state-spaces/mamba@e9594ce, `mamba_ssm/ops/selective_scan_interface.py` (signature and shapes).
     """
-    if A.is_complex() or B.is_complex() or C.is_complex():
-        raise TypeError('A, B or C is complex; selective_scan_fn supports real parameters only')
+    check_dtypes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     if u.ndim != 3 or delta.shape != u.shape:
         raise ValueError(f'u has shape {tuple(u.shape)} and delta {tuple(delta.shape)}; both must be (B, D, L)')
     batch, channels, length = u.shape
@@ -59,6 +58,9 @@ def selective_scan_fn(
         if tuple(x.shape) != shapes.get(x.ndim) or groups % count or channels % count:
             allowed = f'({channels}, {d_state}), ({batch}, {d_state}, {length}) or ({batch}, G, {d_state}, {length})'
             raise ValueError(f'{name} has shape {tuple(x.shape)}; allowed are {allowed}, G dividing {channels}')
+    for name, x, shape in (('z', z, u.shape), ('D', D, (channels,)), ('delta_bias', delta_bias, (channels,))):
+        if x is not None and tuple(x.shape) != tuple(shape):
+            raise ValueError(f'{name} has shape {tuple(x.shape)}; expected {tuple(shape)}')
     width = channels // groups
 
     def weights(x: Tensor) -> Tensor:  # -> [B, L, G, N]
@@ -70,21 +72,20 @@ def selective_scan_fn(
     def tokens(x: Tensor) -> Tensor:  # [B, D, L] -> [B, L, G, D / G]
         return x.transpose(1, 2).unflatten(2, (groups, width))
 
-    result = selective_scan(
-        tokens(u) if groups > 1 else u.transpose(1, 2),
-        tokens(delta),
-        A.reshape(groups, width, d_state),
-        weights(B),
-        weights(C),
-        None if D is None else D.reshape(groups, width),
-        z.transpose(1, 2) if z is not None and groups == 1 else None,
-        None if delta_bias is None else delta_bias.reshape(groups, width),
-        delta_softplus,
+    out, last_state = selective_scan(
+        u=tokens(u) if groups > 1 else u.transpose(1, 2),
+        delta=tokens(delta),
+        A=A.reshape(groups, width, d_state),
+        B=weights(B),
+        C=weights(C),
+        D=None if D is None else D.reshape(groups, width),
+        z=z.transpose(1, 2) if z is not None and groups == 1 else None,
+        delta_bias=None if delta_bias is None else delta_bias.reshape(groups, width),
+        delta_softplus=delta_softplus,
         merge=groups == 1,
         return_last_state=True,
     )
-    out, last_state = result
     out = out.reshape(batch, length, channels).transpose(1, 2)
     if z is not None and groups > 1:
-        out = out * torch.nn.functional.silu(z)
+        out = (out * F.silu(z.to(last_state.dtype))).to(u.dtype)
     return (out, last_state.reshape(batch, channels, d_state)) if return_last_state else out

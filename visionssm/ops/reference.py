@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import MERGED, PER_STEP, ScanInputs
-
 
 def selective_scan_ref(
     u: Tensor,
@@ -90,31 +88,3 @@ def selective_scan_ref(
             out = out.sum(2)
     out = out.to(dtype)
     return (out, last_state) if return_last_state else out
-
-
-def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of `u`, and the last state."""
-    out, last_state = selective_scan_ref(
-        *inputs.tensors,
-        inputs.delta_softplus,
-        order=inputs.order,
-        param_order=inputs.param_order,
-        merge=inputs.mode == MERGED,
-        per_step=inputs.mode == PER_STEP,
-        local_window=inputs.local_window or None,
-        return_last_state=True,
-    )
-    return out, last_state if inputs.return_last_state else last_state.new_zeros(0)
-
-
-def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:
-    """Gradients of `inputs.tensors` by autograd through the loop."""
-    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs.tensors]
-    present = [x for x in leaves if x is not None]
-    with torch.enable_grad():
-        outputs = forward(ScanInputs(*leaves, *inputs[8:])._replace(return_last_state=grads[1] is not None))
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
-    if not pairs:  # no step was taken
-        return tuple(None if x is None else torch.zeros_like(x) for x in leaves)
-    found = iter(torch.autograd.grad(*zip(*pairs, strict=True), present, materialize_grads=True))
-    return tuple(None if x is None else next(found) for x in leaves)

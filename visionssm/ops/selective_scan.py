@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import chunked
-from .dispatch import requested_backend, resolve
+from .dispatch import BackendUnavailableError, requested_backend, resolve
 from .inputs import MERGED, PER_DIRECTION, PER_STEP, ScanInputs
+from .reference import selective_scan_ref
 from .transforms import differentiable, each, gradient_of, in_front, tangent_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,7 +82,7 @@ def selective_scan(
 
     Source: arXiv:2312.00752, Algorithm 2; arXiv:2401.10166 (directions); arXiv:2506.15976, section 3 (local window).
     """
-    _check_dtypes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    check_dtypes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     _check_shapes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     _check_orders(order, param_order, delta)
     if per_step and merge:
@@ -111,6 +112,17 @@ def selective_scan(
     )
     # compiled code can't read the context; the op does when it runs
     name = backend or '' if torch.compiler.is_compiling() else requested_backend('scan', backend)
+    if name == 'reference':  # plain differentiable torch: no operator around it
+        return selective_scan_ref(
+            **dict(zip(ScanInputs._fields[:8], inputs.tensors, strict=True)),
+            delta_softplus=delta_softplus,
+            order=order,
+            param_order=param_order,
+            merge=merge,
+            per_step=per_step,
+            local_window=local_window,
+            return_last_state=return_last_state,
+        )
     out, last_state = _scan(*inputs, name)
     return (out, last_state) if return_last_state else out
 
@@ -180,7 +192,7 @@ def scan_tokens(
     )[0]
 
 
-def _check_dtypes(u: Tensor, **others: Tensor | None) -> None:
+def check_dtypes(u: Tensor, **others: Tensor | None) -> None:
     """Raise if a tensor has a dtype or device that does not go with `u`."""
     for name, x in (('u', u), *others.items()):
         if x is None:
@@ -285,6 +297,10 @@ _ARGUMENTS = (
 def _received(arguments: Sequence[Any]) -> tuple[ScanInputs, Any]:
     """The inputs and the backend's module that serves them."""
     inputs, name = ScanInputs(*arguments[:-1]), arguments[-1] or requested_backend('scan')
+    if name == 'reference':
+        raise BackendUnavailableError(
+            'the reference is plain torch around no operator: compiled and scripted code takes it by backend= alone'
+        )
     # a longer window is the whole walk
     inputs = inputs._replace(local_window=min(inputs.local_window, max(inputs.steps, 1)))
     return inputs, resolve('scan', name, inputs.problem)

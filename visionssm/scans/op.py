@@ -59,6 +59,11 @@ def _scan_order_op(spec: str, height: int, width: int, like: Tensor) -> Tensor:
     return _device_table(spec, height, width, like.device).clone()
 
 
+@_scan_order_op.register_vmap
+def _scan_order_vmap(info, dims, spec, height, width, like):
+    return torch.ops.visionssm.scan_order(spec, height, width, like.select(dims[3], 0)), None
+
+
 @_scan_order_op.register_fake
 def _scan_order_fake(spec, height, width, like):
     order = get_scan(spec)

@@ -1,0 +1,40 @@
+"""Plain counters of torch see every operator, in either direction."""
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import visionssm.ops.products as products
+from visionssm.catalog.macs import count_macs
+from visionssm.ops import linear, na_av, na_qk, selective_scan
+
+
+def count(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_a2mamba'])
+def test_a_model_counts_the_same_on_the_cpu_and_as_a_sketch(name, monkeypatch):
+    monkeypatch.setattr(products, '_LEAST_WORK', 0)  # every product by an operator of ours
+    model = timm.create_model(name).eval()
+    size = model.pretrained_cfg['input_size']
+    with torch.no_grad():
+        counted = count(lambda: model(torch.randn(1, *size)))
+    assert counted == pytest.approx(2 * count_macs(model.to('meta'), size), rel=1e-3)
+
+
+def test_gradients_count_twice(monkeypatch):
+    monkeypatch.setattr(products, '_LEAST_WORK', 0)
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(6, 8, requires_grad=True)
+    assert count(lambda: linear(x, weight).sum().backward()) == 3 * 2 * 4 * 8 * 6
+    q = torch.randn(1, 2, 5, 5, 4, requires_grad=True)
+    both = 2 * 2 * 25 * 4 * 9 * 2  # queries with keys, weights with values
+    assert count(lambda: na_av(na_qk(q, q, 3, [1, 1]), q, 3, [1, 1]).sum().backward()) == 3 * both
+    u, B = torch.randn(1, 5, 3, requires_grad=True), torch.randn(1, 5, 2, 4)
+    scan = 2 * 5 * 2 * 3 * 9 * 4
+    delta, A = torch.randn(1, 5, 2, 3), -torch.ones(2, 3, 4)
+    assert count(lambda: selective_scan(u, delta, A, B, B).sum().backward()) == 3 * scan

@@ -1,0 +1,43 @@
+"""What the operators count as in `torch.utils.flop_counter`: two operations per multiply-add, shapes for tensors.
+
+Neighbourhood attention by the K * K keys of each query; the scan as 9 B L K D N multiply-adds, and B L K D for each of
+skip and gate (arXiv:2401.10166, appendix, after state-spaces/mamba issue 110). A gradient is twice what it is of.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import neighborhood, products, selective_scan  # noqa: F401  they define the operators
+
+_ops = torch.ops.visionssm
+
+
+@register_flop_formula(_ops.selective_scan)
+def _scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, order=None, *args, **kwargs) -> int:
+    batch, length, directions, states = B
+    steps = length if order is None else order[1]
+    return 2 * batch * steps * directions * u[-1] * (9 * states + (D is not None) + (z is not None))
+
+
+@register_flop_formula(_ops.selective_scan_backward)
+def _scan_backward(grad_out, grad_state, *args, **kwargs) -> int:
+    return 2 * _scan(*args, **kwargs)
+
+
+@register_flop_formula(_ops.na_qk)
+def _na_qk(q, k, window, *args, **kwargs) -> int:
+    return 2 * math.prod(q) * window**2
+
+
+@register_flop_formula([_ops.na_av, _ops.na_av_transposed])
+def _na_av(attn, v, window, *args, **kwargs) -> int:
+    return 2 * math.prod(v) * window**2
+
+
+@register_flop_formula(_ops.linear)
+def _linear(x, weight, *args, **kwargs) -> int:
+    return 2 * math.prod(x) * weight[0]
