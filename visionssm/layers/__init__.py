@@ -14,7 +14,7 @@ from .embed import (
 )
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
-from .onednn import Linear, linear, na_av, na_bias, na_qk, scan_tokens
+from .onednn import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D
@@ -34,6 +34,7 @@ __all__ = [
     'ChannelGate',
     'ConvDownsample',
     'DepthwiseMlp',
+    'FastLinears',
     'GridEmbed',
     'Linear',
     'MambaBlock',
@@ -52,6 +53,7 @@ __all__ = [
     'StreamNorm',
     'StridedPatchEmbed',
     'at_least_fp32',
+    'attention',
     'change_scan',
     'channels_last',
     'check_image_size',

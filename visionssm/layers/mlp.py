@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onednn import Linear
+from .onednn import FastLinears, Linear
 
 
-class DepthwiseMlp(nn.Module):
+class DepthwiseMlp(FastLinears):
     """Linear, depthwise 3x3 convolution, GELU, linear, on (B, H, W, C).
 
     Args:
@@ -33,7 +33,7 @@ class DepthwiseMlp(nn.Module):
         return self.fc2(self.act(y))
 
 
-class Mlp(nn.Module):
+class Mlp(FastLinears):
     """Linear, GELU, linear, on (..., C): timm's, with our linear layers.
 
     Args:

@@ -1,21 +1,57 @@
-"""The operators as layers call them: `torch.fx` and timm's feature extraction record each call as one node."""
+"""The operators as layers call them, and torch's own linear layers computed by the fastest product there is.
+
+`torch.fx` and timm's feature extraction record each call of an operator as one node.
+"""
+
+import threading
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
+from torch.nn import Linear  # exactly torch's: what swaps, counts, prunes or quantises linear layers knows these
+from torch.overrides import TorchFunctionMode
 
-from visionssm.ops import linear, na_av, na_bias, na_qk, scan_tokens
+from visionssm.ops import attention, linear, na_av, na_bias, na_qk, scan_tokens
 
-__all__ = ['Linear', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens']
+__all__ = ['FastLinears', 'Linear', 'attention', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens']
 
 for _name in ('linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
     register_notrace_function(globals()[_name])
     torch.fx.wrap(_name)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+class _Products(TorchFunctionMode):
+    """`F.linear`, whoever calls it, is `visionssm.ops.linear`, which steps aside for all but plain tensors."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., C) to (..., D)."""
-        return linear(input, self.weight, self.bias)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+_inside = threading.local()
+
+
+class FastLinears(nn.Module):
+    """A module inside which linear layers of fp32 tensors on a CPU run by `visionssm.ops.linear`, in eager mode.
+
+    The layers are `nn.Linear` and called as such, so hooks, adapters and all else that sits on them works.
+    """
+
+    def __call__(self, *args, **kwargs):
+        """Call the module."""
+        x = args[0] if args else None
+        if (
+            type(x) is not Tensor
+            or x.dtype != torch.float32
+            or x.device.type != 'cpu'
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or getattr(_inside, 'on', False)
+        ):
+            return super().__call__(*args, **kwargs)
+        _inside.on = True
+        try:
+            with _Products():
+                return super().__call__(*args, **kwargs)
+        finally:
+            _inside.on = False

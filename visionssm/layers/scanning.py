@@ -8,12 +8,14 @@ from torch import nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
+from .onednn import FastLinears
+
 ScanSpec = str | Mapping[str, Any] | ScanOrder
 
 register_notrace_function(scan_order)
 
 
-class ScanningModule(nn.Module):
+class ScanningModule(FastLinears):
     """A module that walks tokens along a scan order, which it holds as a string in `scan`."""
 
     def set_scan(self, order: ScanOrder) -> None:

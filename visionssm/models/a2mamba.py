@@ -35,12 +35,14 @@ from timm.models import checkpoint, register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    FastLinears,
     Linear,
     ScanningModule,
     ScanSpec,
     SelectiveSSM,
     Stem,
     at_least_fp32,
+    attention,
     channels_last,
     check_image_size,
     decay_rates,
@@ -131,7 +133,7 @@ class OutProjection(Linear):
         return linear_without_autocast(input, self.weight, self.bias)
 
 
-class LinearNormAct(nn.Module):
+class LinearNormAct(FastLinears):
     """Linear layer, BatchNorm and SiLU on (B, H, W, C).
 
     Args:
@@ -198,7 +200,7 @@ class Downsample(nn.Module):
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(FastLinears):
     """Linear, GELU, depthwise 3x3 convolution with a shortcut, linear, on (B, H, W, C).
 
     Args:
@@ -356,11 +358,11 @@ class GlobalAttention(nn.Module):
         # at the size that it is for this changes nothing; a branch would tie traced graphs to the example's size
         bias = F.interpolate(at_least_fp32(self.rpb), (tokens, tokens), mode='bicubic').to(q.dtype)
         q, k, y = q.flatten(2, 3), k.flatten(2, 3), y.flatten(2, 3)
-        x = F.scaled_dot_product_attention(q, k, y, attn_mask=bias, scale=1.0)
+        x = attention(q, k, y, attn_mask=bias, scale=1.0)
         return x.transpose(1, 2).flatten(2).unflatten(1, (height, width))
 
 
-class A2Mixer(nn.Module):
+class A2Mixer(FastLinears):
     """Gated neighbourhood attention, then aggregated states or global attention.
 
     Args:

@@ -25,6 +25,7 @@ from visionssm.layers import (
     ChannelGate,
     ConvDownsample,
     DepthwiseMlp,
+    FastLinears,
     Linear,
     Mlp,
     ScanSpec,
@@ -73,7 +74,7 @@ class ConvStem(Stem):
         return self.downsample(x.permute(0, 2, 3, 1))
 
 
-class GroupMixer(nn.Module):
+class GroupMixer(FastLinears):
     """Modulated group mixer: each group of channels goes through a gated `SS2D` along one direction of the scan.
 
     Args:

@@ -22,6 +22,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    FastLinears,
     Linear,
     MambaBlock,
     ScanSpec,
@@ -29,6 +30,7 @@ from visionssm.layers import (
     StreamNorm,
     StridedPatchEmbed,
     at_least_fp32,
+    attention,
     check_image_size,
 )
 from visionssm.scans import get_scan, scan_order
@@ -88,7 +90,7 @@ class LBMambaBlock(MambaBlock):
         return x + self.drop_path(y), y
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(FastLinears):
     """One learned query attends to the tokens (B, L, C); LayerNorm of what it reads, (B, C).
 
     Args:
@@ -119,7 +121,7 @@ class AttentionPool(nn.Module):
         kv = self.kv(x).unflatten(2, (2, self.num_heads, -1))  # [B, L, 2, heads, C / heads]
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         q = self.latent.to(k.dtype).unflatten(2, (self.num_heads, -1)).transpose(1, 2).expand(x.shape[0], -1, -1, -1)
-        x = nn.functional.scaled_dot_product_attention(q, k, v)  # [B, heads, 1, C / heads]
+        x = attention(q, k, v)  # [B, heads, 1, C / heads]
         return self.norm(x.flatten(1))
 
 

@@ -23,7 +23,7 @@ from timm.layers import DropPath, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
 
-from visionssm.layers import ChannelGate, DepthwiseMlp, Linear, ScanSpec, SelectiveSSM
+from visionssm.layers import ChannelGate, DepthwiseMlp, FastLinears, Linear, ScanSpec, SelectiveSSM
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -37,7 +37,7 @@ __all__ = ['MSVMamba']
 torch.fx.wrap('scan_order')
 
 
-class MultiScaleMixer(nn.Module):
+class MultiScaleMixer(FastLinears):
     """Projection, then a selective scan of the map and one of the map at half its resolution, summed; projection back.
 
     Each branch has a depthwise convolution, a scan order and one parameter set, and walks one sequence of tokens: an

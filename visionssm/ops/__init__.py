@@ -4,12 +4,13 @@ from . import flops  # noqa: F401  tells torch what the operators count as
 from .dispatch import BackendUnavailableError, available_backends, use_backend
 from .mamba import selective_scan_fn
 from .neighborhood import na_av, na_bias, na_qk
-from .products import linear
+from .products import attention, linear
 from .reference import selective_scan_ref
 from .selective_scan import scan_tokens, selective_scan
 
 __all__ = [
     'BackendUnavailableError',
+    'attention',
     'available_backends',
     'linear',
     'na_av',

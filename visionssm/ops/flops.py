@@ -16,16 +16,20 @@ from . import neighborhood, products, selective_scan  # noqa: F401  they define 
 _ops = torch.ops.visionssm
 
 
-@register_flop_formula(_ops.selective_scan)
-def _scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, order=None, *args, **kwargs) -> int:
+def _count_scan(u, delta, A, B, C, D, z, delta_bias, order) -> int:
     batch, length, directions, states = B
     steps = length if order is None else order[1]
     return 2 * batch * steps * directions * u[-1] * (9 * states + (D is not None) + (z is not None))
 
 
+@register_flop_formula(_ops.selective_scan)
+def _scan(*args, **kwargs) -> int:
+    return _count_scan(*args[:9])
+
+
 @register_flop_formula(_ops.selective_scan_backward)
 def _scan_backward(grad_out, grad_state, *args, **kwargs) -> int:
-    return 2 * _scan(*args, **kwargs)
+    return 2 * _count_scan(*args[:9])
 
 
 @register_flop_formula(_ops.na_qk)

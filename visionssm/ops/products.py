@@ -1,4 +1,4 @@
-"""`F.linear`, by the fastest product that torch has for the tensors at hand."""
+"""Linear layers and attention, by what torch has for the tensors and the transforms at hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dispatch import TensorProblem, requested_backend, resolve
-from .transforms import differentiable
+from .transforms import differentiable, transformed
 
 _LEAST_WORK = 1 << 21  # multiply-adds below which another product than torch's own costs more than it saves
 
@@ -89,3 +89,23 @@ def _batch(call, size, dims, inputs):
 
 
 _linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """`F.scaled_dot_product_attention`, written out under transforms of torch: its fused kernels have no tangents.
+
+    Args:
+        q: (..., L, C).
+        k: (..., S, C).
+        v: (..., S, D).
+        attn_mask: Added to the logits, broadcast to (..., L, S).
+        scale: What the products are multiplied by; None: 1 / sqrt(C).
+
+    Returns:
+        (..., L, D).
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if transformed(q, k, v, attn_mask):
+            logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            return (logits if attn_mask is None else logits + attn_mask).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)

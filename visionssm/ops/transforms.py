@@ -68,14 +68,14 @@ def differentiable(op: Any, *, backward: Rule, jvp: Rule, batch: Callable[..., A
     Call.vmap = staticmethod(vmap)
 
     def call(*inputs: Any) -> Any:
-        return Call.apply(*inputs) if _transformed(inputs) else op(*inputs)
+        return Call.apply(*inputs) if transformed(*inputs) else op(*inputs)
 
     op.register_autograd(backward_formula, setup_context=setup_context)
     op.register_vmap(vmap)
     return call
 
 
-def _transformed(inputs: Sequence[Any]) -> bool:
+def transformed(*inputs: Any) -> bool:
     """Whether a transform of `torch.func` or forward-mode differentiation is under way."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False

@@ -1,0 +1,82 @@
+"""Linear layers are torch's own to whoever looks, and fast all the same."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import visionssm.ops.products as products
+from visionssm.layers import Mlp
+from visionssm.ops import available_backends
+
+needs_onednn = pytest.mark.skipif(
+    bool(available_backends(op='linear')['onednn']), reason='torch has no oneDNN product on this machine'
+)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """The calls of the faster product, at any size."""
+    calls = []
+    original = products._linear
+
+    def counted(x, weight, bias):
+        calls.append(tuple(weight.shape))
+        return original(x, weight, bias)
+
+    monkeypatch.setattr(products, '_linear', counted)
+    monkeypatch.setattr(products, '_LEAST_WORK', 0)
+    return calls
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_a2mamba', 'test_groupmamba', 'test_plainmamba'])
+def test_types(name):
+    model = timm.create_model(name, num_classes=5).eval()
+    exact = [module for module in model.modules() if type(module) is nn.Linear]
+    assert len(exact) > 3
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    assert not any(type(module) is nn.Linear for module in quantised.modules())
+    x = torch.randn(1, *model.pretrained_cfg['input_size'])
+    with torch.no_grad():
+        assert torch.isfinite(quantised(x)).all()
+
+
+@needs_onednn
+def test_faster_product_runs(fast):
+    mlp = Mlp(8, 16)
+    mlp(torch.randn(3, 8)).sum().backward()
+    assert fast[:2] == [(16, 8), (8, 16)] and mlp.fc1.weight.grad is not None
+    fast.clear()
+    nn.Linear(8, 8)(torch.randn(3, 8))  # other people's layers are left alone
+    assert not fast
+
+
+@needs_onednn
+def test_what_sits_on_layers_is_called(fast):
+    mlp, x = Mlp(8, 16), torch.randn(3, 8)
+    expected = mlp(x)
+    assert len(fast) == 2
+    seen = []
+    mlp.fc1.register_forward_hook(lambda *args: seen.append(1))
+    prune.identity(mlp.fc2, 'weight')
+    assert torch.allclose(mlp(x), expected) and seen and len(fast) == 4
+    clone = pickle.loads(pickle.dumps(Mlp(8, 16).fc1))
+    assert type(clone) is nn.Linear
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
+def test_steps_aside(fast):
+    mlp, x = Mlp(8, 16), torch.randn(3, 8)
+    graph = torch.jit.trace(mlp, x).inlined_graph
+    assert 'aten::linear' in str(graph) and 'visionssm' not in str(graph)
+    fast.clear()  # tracing ends with a call in eager mode, to compare
+    torch.compile(mlp, backend='eager', fullgraph=True)(x)
+    torch.export.export(mlp, (x,))
+    mlp.double()(x.double())
+    with torch.autocast('cpu', torch.bfloat16):
+        mlp.float()(x)
+    assert not fast
