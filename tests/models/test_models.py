@@ -359,7 +359,8 @@ def test_fx(name, tracer):
     else:
         traced = torch.fx.symbolic_trace(model)
         y = traced(x)
-    assert torch.equal(y, expected)
+    # a traced graph calls linear layers outside of our blocks, where torch's own product sums in another order
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     y.square().sum().backward()
     assert all(p.grad is not None for p in traced.parameters())
 
