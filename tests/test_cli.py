@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 import visionssm
 from visionssm import cli
 from visionssm.catalog import machine as _environment
+from visionssm.ops.dispatch import BACKENDS, OPS
 
 Image = pytest.importorskip('PIL.Image')
 
@@ -113,7 +114,7 @@ def test_interrupt(run, monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, '_list', interrupted)
+    monkeypatch.setattr(cli.look, '_list', interrupted)
     code, _, err = run('list')
     assert code == 130 and err.strip() == 'visionssm: interrupted'
 
@@ -157,12 +158,12 @@ def test_info(run):
 def test_env(run):
     code, out, _ = run('env')
     assert code == 0
-    for part in ('python', torch.__version__, timm.__version__, 'kernel cache', 'compiler', 'scan backends'):
+    for part in ('python', torch.__version__, timm.__version__, 'kernel cache', 'compiler', 'backends'):
         assert part in out
-    served = re.findall(r'^cpu +(\w+) +(.*)$', out, re.M)
-    assert {name for name, _ in served} == {'triton', 'cpu', 'torch', 'reference'}
-    assert sum(text == 'used' for _, text in served) == 1
-    assert dict(served)['triton'].startswith('no: ')
+    served = re.findall(r'^(\w+) +cpu +(\w+) +(.*)$', out, re.M)
+    assert [(op, name) for op, name, _ in served] == [(backend.op, backend.name) for backend in BACKENDS]
+    assert [op for op, _, text in served if text == 'used'] == list(OPS)
+    assert served[0][1:] == ('triton', 'no: it serves cuda tensors, these are on cpu')
 
 
 def test_selfcheck(run):
@@ -173,26 +174,26 @@ def test_selfcheck(run):
 
 
 def test_selfcheck_reports_a_broken_backend(run, monkeypatch):
-    from visionssm.ops import _torch
+    from visionssm.ops import chunked
 
-    right = _torch.forward
+    right = chunked.forward
 
     def wrong(*args):
         out, state = right(*args)
         return out * 1.001, state
 
-    monkeypatch.setattr(_torch, 'forward', wrong)
+    monkeypatch.setattr(chunked, 'forward', wrong)
     code, out, _ = run('selfcheck', '--backend', 'torch')
     assert code == 1 and 'FAILED' in out and 'NOT all' in out
 
 
 def test_selfcheck_reports_a_backend_that_raises(run, monkeypatch):
-    from visionssm.ops import _torch
+    from visionssm.ops import chunked
 
     def broken(*args):
         raise RuntimeError('no such\ninstruction')
 
-    monkeypatch.setattr(_torch, 'backward', broken)
+    monkeypatch.setattr(chunked, 'backward', broken)
     code, out, _ = run('selfcheck', '--backend', 'torch')
     assert code == 1 and 'RuntimeError: no such instruction' in out
 
