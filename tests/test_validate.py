@@ -193,7 +193,7 @@ def test_resume_of_something_else(digits, model, tmp_path, monkeypatch):
     stored = json.loads(partial.read_text())
     stored['settings']['weights'] = '0'
     partial.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match='another weights'):
+    with pytest.raises(ValueError, match='different weights'):
         validate(options(digits, model), tmp_path, resume=True)
 
 

@@ -241,7 +241,7 @@ def test_command_line(tiny, tmp_path, capsys):
     args = ['convert', str(tiny), '--model', 'test_vmamba', '--output', str(tmp_path / 'out')]
     assert cli.main([*args, '--model-kwargs', 'scan={"name": "local", "window": 4}', 'drop_rate=0.1']) == 0
     out = capsys.readouterr().out
-    assert 'none that is known' in out and 'local-dir:' in out and '1000 classes' in out
+    assert 'not a known one' in out and 'local-dir:' in out and '1000 classes' in out
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['model_args']['scan'] == {'name': 'local', 'window': 4}
     assert config['model_args']['drop_rate'] == 0.1

@@ -147,7 +147,7 @@ def test_wrong_bytes(hub, run, route):
     at = route('hub', 'wrong')
     hub.faults[at.name] = 'corrupt'
     (line,) = run(at.create)
-    assert line.startswith('WeightsError') and 'is not the one that the Hub states' in line and 'removed' in line
+    assert line.startswith('WeightsError') and 'is not the one the Hub states' in line and 'removed' in line
     assert not at.leftovers() and not at.record.exists()
     assert run(at.create) == [at.expected]
 
@@ -169,7 +169,7 @@ def test_altered_in_the_cache(kind, hub, run, route):
     data[len(data) // 2] ^= 1
     at.file.write_bytes(data)
     (line,) = run(at.create)
-    assert line.startswith('WeightsError') and 'is not the one of its first use' in line
+    assert line.startswith('WeightsError') and 'is not the one from first use' in line
     assert not at.leftovers() and at.record.exists()
     assert run(at.create) == [at.expected]
     at.file.write_bytes(at.data[:1000])  # cut short by something else

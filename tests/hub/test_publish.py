@@ -148,7 +148,7 @@ def test_licence_that_is_none(license, trained, capsys):
     config['pretrained_cfg']['license'] = license
     (trained / 'config.json').write_text(json.dumps(config))
     assert cli.main(['push', str(trained), 'acme/digits', '--yes']) == 2
-    assert f'{license}: only who has the right' in capsys.readouterr().err
+    assert f'{license}: only publish them if you have the right to' in capsys.readouterr().err
     assert cli.main(['push', str(trained), 'acme/digits']) == 0
     assert 'would be refused' in capsys.readouterr().out
     assert cli.main(['push', str(trained), 'acme/digits', '--i-have-the-right']) == 0
@@ -198,7 +198,7 @@ def test_weights_of_another_model(trained):
 
 @pytest.mark.parametrize('repo_id', ['digits', 'acme/di gits', 'a/b/c', '', '../x'])
 def test_names_of_repositories(repo_id, trained):
-    with pytest.raises(ValueError, match='no name of a repository'):
+    with pytest.raises(ValueError, match='repository name'):
         plan(trained, repo_id)
 
 

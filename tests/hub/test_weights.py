@@ -53,13 +53,13 @@ def test_from_download_to_prune(published, hub, homes, cli, run, command):
     blob.write_bytes(bytes(100))
     status, lines = command(TAG, '--verify')
     assert status == 1 and 'is damaged or was altered' in lines[0] and not blob.exists()
-    assert command(TAG, '--verify') == (0, ['nothing of it is cached'])
+    assert command(TAG, '--verify') == (0, ['none of it is cached'])
 
     assert command(TAG, '--download')[0] == 0
     other = folder / 'blobs' / 'other'
     other.write_bytes(b'not ours')
     status, lines = command(TAG, '--prune')
-    assert status == 0 and lines[-1].endswith('MB are free again')
+    assert status == 0 and lines[-1].endswith('MB freed')
     removed = {line.removeprefix('removed ') for line in lines[:-1]}
     assert removed == {f'{entry["path"]}.sha256', entry['path'], str(blob)}
     assert other.exists() and not blob.exists()

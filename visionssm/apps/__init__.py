@@ -1,1 +1,1 @@
-"""What people do with a trained model: classify, extract features, score, check this machine."""
+"""What one does with a trained model: classify, extract features, score; and check this machine."""

@@ -26,17 +26,17 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
 
     Args:
         name: A registered name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
-        checkpoint: File of weights in ours or the authors' format; None: those that the name stands for.
+        checkpoint: File of weights in our format or the authors'; None: the weights the name stands for.
         img_size: Side of the images; None: the model's own.
 
     Raises:
-        ValueError: If the model is unknown, has no weights, or they can't be read or do not fit.
+        ValueError: If the model is unknown or has no weights, or they can't be read or do not fit.
         FileNotFoundError: If the folder or the file does not exist.
     """
     kwargs: dict[str, Any] = {}
     if name.startswith(_SOURCES):
         if checkpoint is not None:
-            raise ValueError(f'a checkpoint goes with a registered model; {name!r} has weights of its own')
+            raise ValueError(f'a checkpoint needs a registered model; {name!r} has weights of its own')
     else:
         config = check_model(name)
         if checkpoint is not None:
@@ -53,8 +53,8 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
     try:
         return timm.create_model(name, pretrained=True, **kwargs).eval()
     except (SafetensorError, UnpicklingError, JSONDecodeError, KeyError, RuntimeError, TypeError) as error:
-        # what is wrong with the folder, whoever notices it
-        raise ValueError(f"{name} is no complete model in timm's layout: {type(error).__name__}, {error}") from error
+        # whatever is wrong with the folder, wherever it shows
+        raise ValueError(f"{name} is not a complete model in timm's layout: {type(error).__name__}, {error}") from error
 
 
 def label_names(model: nn.Module) -> Callable[[int], str]:
@@ -74,7 +74,7 @@ def label_names(model: nn.Module) -> Callable[[int], str]:
 def data_config(
     model: nn.Module, img_size: int | None = None, crop_pct: float | None = None, test_size: bool = False
 ) -> dict[str, Any]:
-    """How a model takes images, as timm's transforms and loaders want it; also one whose images are grey.
+    """How a model takes images, as timm's transforms and loaders expect it; grey images included.
 
     Args:
         model: With a `pretrained_cfg`.
@@ -85,20 +85,20 @@ def data_config(
     config = resolve_data_config({'crop_pct': crop_pct}, model=model, use_test_size=test_size)
     channels = getattr(model, 'in_chans', config['input_size'][0])
     config['input_size'] = (channels, *((img_size, img_size) if img_size else config['input_size'][1:]))
-    if channels == 1:  # the configuration may still be that of the colours
+    if channels == 1:  # the configuration may still be for colour images
         config.update({name: (sum(config[name]) / len(config[name]),) for name in ('mean', 'std')})
     return config
 
 
 def read_image(path: str | Path, channels: int) -> Image.Image:
-    """An image file, turned as its camera noted, grey or RGB.
+    """An image file, rotated as its EXIF data says, grey or RGB.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, damaged, or the model takes neither 1 nor 3 channels.
+        ValueError: If it is not an image or is damaged, or the model takes neither 1 nor 3 channels.
     """
     if channels not in (1, 3):
-        raise ValueError(f'the model takes images of {channels} channels; files are read with 1 or 3')
+        raise ValueError(f'the model takes {channels}-channel images; files are read with 1 or 3 channels')
     if not Path(path).is_file():
         raise FileNotFoundError(f'no image file at {path}')
     try:
@@ -120,9 +120,9 @@ def classify(
     """The most probable classes of each image, with the preprocessing that the model's configuration asks for.
 
     Args:
-        model: As `load_classifier` gives it.
+        model: As `load_classifier` returns it.
         paths: Image files.
-        topk: Classes per image; all if there are fewer.
+        topk: Classes per image; all of them if there are fewer.
         img_size: Side of the images; None: the model's own.
         device: Where to run.
 
@@ -131,7 +131,7 @@ def classify(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a file is no image, or the model can't take the size.
+        ValueError: If a file is not an image, or the model can't take the size.
     """
     config = data_config(model, img_size)
     transform = create_transform(**config, is_training=False)

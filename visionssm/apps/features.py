@@ -1,4 +1,4 @@
-"""Features of images by a trained model, written as they come: memory does not grow with the number of images."""
+"""Features of images by a trained model, written as they are computed: memory use does not grow with their number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as they are; folders stand for the images in them and below, sorted.
+    """Files as they are; folders stand for the images in them and their subfolders, sorted.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -35,7 +35,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(file for file in path.rglob('*') if file.suffix.lower() in _IMAGES)
             if not found:
-                raise ValueError(f'there are no images in {path}; looked for {", ".join(_IMAGES)}')
+                raise ValueError(f'no images in {path}; looked for {", ".join(_IMAGES)}')
             files += found
         elif path.is_file():
             files.append(path)
@@ -66,7 +66,7 @@ def extract(
     """What the classifier of `model` sees of each image: pooled features, (n, D) in fp32, batch after batch in order.
 
     Args:
-        model: As `load_classifier` gives it.
+        model: As `load_classifier` returns it.
         files: Images.
         img_size: Side of the images; None: the model's own.
         device: Where to run.
@@ -74,7 +74,7 @@ def extract(
         workers: Loader processes; 0: load in this one.
 
     Raises:
-        ValueError: If a file is no image, or the model can't take the size.
+        ValueError: If a file is not an image, or the model can't take the size.
     """
     config = data_config(model, img_size)
     images = _Images(files, create_transform(**config, is_training=False), config['input_size'][0])
@@ -91,12 +91,12 @@ def write_features(file: Path, batches: Iterable[np.ndarray], names: list[str], 
     Args:
         file: `.safetensors`: tensor `features`, and in the metadata `files` (a JSON list) and `notes`. `.npz`: arrays
             `features` and `files`.
-        batches: (n, D) in fp32, as many rows as names in all.
+        batches: (n, D) in fp32, with as many rows in all as there are names.
         names: Of the images.
-        notes: What to note in a `.safetensors` file beside them.
+        notes: Further metadata of a `.safetensors` file.
 
     Raises:
-        ValueError: If the file is to be of another kind.
+        ValueError: If the suffix is neither.
         OSError: If it can't be written.
     """
     check_suffix(file)
@@ -107,7 +107,7 @@ def write_features(file: Path, batches: Iterable[np.ndarray], names: list[str], 
 def check_suffix(file: Path) -> None:
     """Raise `ValueError` unless features can be written to a file of this name."""
     if file.suffix not in SUFFIXES:
-        raise ValueError(f'{file} is not allowed; features are written as {" or ".join(SUFFIXES)}')
+        raise ValueError(f'{file} has the wrong suffix; features are written as {" or ".join(SUFFIXES)}')
 
 
 def _write_safetensors(stream: Any, batches: Iterator[np.ndarray], names: list[str], notes: dict[str, str]) -> None:
@@ -141,7 +141,7 @@ def _write_rows(stream: Any, first: np.ndarray, batches: Iterator[np.ndarray]) -
 
 @contextmanager
 def progress(batches: Iterable[np.ndarray], total: int, shown: bool) -> Iterator[Iterator[np.ndarray]]:
-    """The same batches under a bar of images, with throughput and time left."""
+    """The same batches, with a progress bar that shows throughput and time left."""
     from tqdm import tqdm
 
     with tqdm(total=total, disable=not shown, unit='image', dynamic_ncols=True, leave=False) as bar:

@@ -38,16 +38,16 @@ _SAVE_EVERY = 15.0  # seconds
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure on what.
+    """What to measure, and on which data.
 
     Attributes:
         data: Folder with one folder of images per class (or with `val` or `validation` in it), 'wds/FOLDER', or
             'hfds/NAME'.
         split: Of the data set.
-        data_dir: Where 'hfds/' keeps its files.
-        class_map: Text file with the names of all classes in order, or JSON file of some names to indices; '': the
-            folders are all classes, in alphabetical order.
-        num_samples: Of a 'wds/' folder without `_info.json`.
+        data_dir: Where 'hfds/' stores its files.
+        class_map: Text file with the names of all classes in order, or JSON file that maps some names to indices;
+            '': the folders are all the classes, in alphabetical order.
+        num_samples: Number of images in a 'wds/' folder without `_info.json`.
         model: Registered name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'.
         checkpoint: File of weights for a registered model; '': its own.
         scan: Scan order to use instead of the model's; '': its own.
@@ -55,9 +55,9 @@ class Options:
         crop_pct: Share of the resized image that is kept; 0: the model's own.
         test_size: Take the size and crop that some of timm's tags recommend for tests.
         batch_size: Images at once.
-        workers: Processes that read images; 0: none.
+        workers: Loader processes; 0: load in this one.
         device: Where to run.
-        dtype: Key of `DTYPES`; others than float32 by autocast.
+        dtype: Key of `DTYPES`; all but float32 by autocast.
     """
 
     data: str
@@ -82,7 +82,7 @@ class UnreadableImageError(ValueError):
 
 
 class _Images(Dataset):
-    """The images of a timm data set from one on: an unreadable one is an error, where timm takes its neighbour."""
+    """The images of a timm data set from a given one on; an unreadable one is an error (timm takes its neighbour)."""
 
     def __init__(self, reader: Any, mode: str, first: int) -> None:
         self.reader, self.mode, self.first = reader, mode, first
@@ -106,20 +106,20 @@ class _Images(Dataset):
 def validate(options: Options, output: Path, resume: bool = False) -> dict[str, Any]:
     """Measure one model, write `output/LABEL.json` and gather all results there in `output/results.csv`.
 
-    LABEL tells model, checkpoint, data, split and settings apart: no result replaces another one.
+    LABEL distinguishes model, checkpoint, data, split and settings: no result replaces another.
 
-    What has been counted is written every few seconds, and on an interruption, to `LABEL.partial`.
+    What has been counted is saved to `LABEL.partial` every few seconds and on interruption.
 
     Args:
         options: What to measure.
         output: Folder of results.
-        resume: Go on with what an interrupted run of the same settings and weights has counted; keep a finished one.
+        resume: Continue an interrupted run of the same settings and weights; keep a finished one.
 
     Returns:
         The result, as in the JSON file.
 
     Raises:
-        ValueError: If the model or the data can't be read, their classes differ, or the run to resume was another.
+        ValueError: If the model or the data can't be read, their classes differ, or the run to resume differs.
         OSError: If a file is missing, or the result can't be written.
         ImportError: If a package that the data set needs is missing.
     """
@@ -141,11 +141,11 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
         )
 
     settings = {**asdict(options), 'transform': config, 'weights': _digest(model), 'images': len(data)}
-    if not isinstance(data, IterableDataset):  # then the place to go on from does not depend on these
+    if not isinstance(data, IterableDataset):  # then the place to resume from does not depend on these
         for option in ('batch_size', 'workers'):
             del settings[option]
     del settings['device']
-    settings = json.loads(json.dumps(settings))  # as it is read back
+    settings = json.loads(json.dumps(settings))  # as read back
     label = _label(options, settings)
     finished, partial = output / f'{label}.json', output / f'{label}.partial'
     if resume and finished.exists() and json.loads(finished.read_text())['settings'] == settings:
@@ -166,7 +166,7 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
 
 
 def _label(options: Options, settings: Mapping[str, Any]) -> str:
-    """A file name for the result: what was measured on what, to read, and a digest of all settings and weights."""
+    """A file name for the result: readable model and data, and a digest of all settings and weights."""
     sizes = (options.img_size, options.crop_pct, 'test-size' if options.test_size else '')
     parts = [options.model, Path(options.checkpoint).stem, *sizes, options.scan]
     parts += ['' if options.dtype == 'float32' else options.dtype, Path(options.data).name, options.split]
@@ -180,7 +180,7 @@ def _label(options: Options, settings: Mapping[str, Any]) -> str:
 def gather(output: Path) -> Path:
     """Write all results in a folder to `results.csv`, best first, with the columns of timm's results files.
 
-    Results of one model that differ in checkpoint, data or settings go by the names of their files there. Runs may
+    Results of one model that differ in checkpoint, data or settings are named by their files there. Runs may
     gather at the same time: each looks again after writing, so that the last one to write has seen all results.
     """
     table = output / 'results.csv'
@@ -199,7 +199,7 @@ def gather(output: Path) -> Path:
 
 
 def _versions(output: Path) -> dict[Path, tuple[int, int]]:
-    """The results in a folder, and what changes when one is written anew."""
+    """The results in a folder, and what changes when one is rewritten."""
     return {file: ((stat := file.stat()).st_mtime_ns, stat.st_ino) for file in sorted(output.glob('*.json'))}
 
 
@@ -211,7 +211,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 def _open(options: Options, channels: int) -> Any:
     """A timm data set."""
     if channels not in (1, 3):
-        raise ValueError(f'the model takes images of {channels} channels; files are read with 1 or 3')
+        raise ValueError(f'the model takes {channels}-channel images; files are read with 1 or 3 channels')
     kind, slash, rest = options.data.partition('/')
     stream = options.data.startswith(_STREAMS)
     if slash and kind in ('hfds', 'wds', 'hfids', 'tfds'):
@@ -235,7 +235,7 @@ def _open(options: Options, channels: int) -> Any:
             input_img_mode='L' if channels == 1 else 'RGB',
             **({'num_samples': options.num_samples or None} if stream else {}),
         )
-    except (RuntimeError, AssertionError) as error:  # how timm says that there are no images, or no such split
+    except (RuntimeError, AssertionError) as error:  # how timm reports that there are no images, or no such split
         raise ValueError(f'{options.data} cannot be read: {error}') from error
 
 
@@ -258,7 +258,7 @@ def _counted(partial: Path, settings: Mapping[str, Any]) -> _Counts:
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:
         raise ValueError(
-            f'{partial} is of a run with another {", ".join(changed)}; start without --resume to replace it'
+            f'{partial} is from a run with a different {", ".join(changed)}; start without --resume to replace it'
         )
     return _Counts(**stored)
 
@@ -270,7 +270,7 @@ def _count(
     from tqdm import tqdm
 
     streams = isinstance(data, IterableDataset)
-    skip = counts.batches if streams else 0  # a stream has to be read again, but not to be classified
+    skip = counts.batches if streams else 0  # a stream has to be read again, but not classified again
     images = data if streams else _Images(data.reader, 'L' if config['input_size'][0] == 1 else 'RGB', counts.images)
     if not len(images):
         return
@@ -318,14 +318,14 @@ def _count(
                 if time.perf_counter() - saved > _SAVE_EVERY:
                     save()
                     saved = time.perf_counter()
-    except BaseException:  # an interruption, too, keeps what has been counted
+    except BaseException:  # interruptions, too, keep what has been counted
         if counts.images:
             save()
         raise
 
 
 def _batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches; an error of a process that reads comes without the traceback that torch puts before it."""
+    """The batches; an error in a loader process comes without the traceback that torch puts in front."""
     try:
         yield from loader
     except UnreadableImageError as error:
@@ -362,7 +362,7 @@ def _result(
 
 
 def _tagged(name: str, model: nn.Module) -> str:
-    """The name with its tag: a bare one stands for the weights that are its default."""
+    """The name with its tag: a bare one stands for its default weights."""
     tag = model.pretrained_cfg.get('tag')
     return name if ':' in name or '.' in name or not tag else f'{name}.{tag}'
 

@@ -1,4 +1,4 @@
-"""The command line, `visionssm`: parse, call, print. What it prints is made elsewhere, and imported when asked for.
+"""The command line, `visionssm`: parse, call, print. What it prints is made elsewhere, and imported on demand.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input (one line on stderr, no traceback), 130 interrupted.
 """
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('\nvisionssm: interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has enough, as `head` does
+    except BrokenPipeError:  # the reader of our output has had enough, as `head` does
         sys.stderr.close()
         return 0
     except USER_ERRORS as error:
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         prog='visionssm', description='Vision state-space backbones in timm: look, check, try.'
     )
     parser.add_argument('--version', action='version', version=f'visionssm {__version__}')
-    parser.add_argument('--traceback', action='store_true', help='show the traceback of errors in the input, too')
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of input errors, too')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for module in (look, machine, training, use, hub):
         module.add_commands(commands)

@@ -44,14 +44,14 @@ def _convert(args: argparse.Namespace) -> int:
     pairs(
         [
             ('model', f'{args.model}, {what}'),
-            ('release', done.release or 'none that is known'),
+            ('release', done.release or 'not a known one'),
             ('licence', done.license),
             *(
                 (heading, ', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else ''))
                 for heading, names in (
                     ('left out', done.left_out),
-                    ('in a file of its own', done.extra),
-                    ('as in a new model', done.fresh),
+                    ('in a separate file', done.extra),
+                    ('left as in a new model', done.fresh),
                 )
                 if names
             ),
@@ -68,14 +68,14 @@ def _push(args: argparse.Namespace) -> int:
     table(['file', 'bytes'], [[name, f'{made.size(name):,}'] for name in made.files])
     pairs([('to', made.repo_id), ('card', made.title), ('licence', made.license)])
     if made.left_out:
-        print(f'left out, as they may be pickles: {", ".join(made.left_out)}')
+        print(f'left out because they may be pickles: {", ".join(made.left_out)}')
     refusal = f'{"; ".join(made.warnings)}. If you have it, add --i-have-the-right'
     if made.warnings and args.yes and not args.i_have_the_right:
         raise ValueError(refusal)
     if not args.yes:
         if made.warnings and not args.i_have_the_right:
             print(f'would be refused: {refusal}')
-        print('nothing was uploaded: this was a look at what would be; add --yes to do it')
+        print('nothing was uploaded: this only shows what would be; add --yes to do it')
         return 0
     print(f'uploaded: {upload(made, args.private)}')
     return 0

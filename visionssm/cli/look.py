@@ -20,11 +20,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=_list)
 
-    command = commands.add_parser('info', help='all about one model')
+    command = commands.add_parser('info', help='everything about one model')
     command.add_argument('model', metavar='MODEL')
     command.set_defaults(run=_info)
 
-    command = commands.add_parser('weights', help='published weights: where, licence, size, whether they are here')
+    command = commands.add_parser('weights', help='published weights: source, licence, size, whether cached')
     command.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help='wildcards, or a part of the name')
     action = command.add_mutually_exclusive_group()
     action.add_argument('--download', action='store_true', help='fetch and verify what matches')
@@ -75,14 +75,14 @@ def _weights(args: argparse.Namespace) -> int:
             failed = bool(failed) or isinstance(result, str)
             say(f'{entry.name}: {result if isinstance(result, str) else f"verified, {result}"}')
         if failed is None:
-            print('nothing of it is cached')
+            print('none of it is cached')
         return 1 if failed else 0
     if args.prune:
         total = 0
         for path, size in weights.prune(found):
             print(f'removed {path}')
             total += size
-        print(f'{total / 1e6:.1f} MB are free again')
+        print(f'{total / 1e6:.1f} MB freed')
         return 0
     entries = [entry.describe() for entry in found]
     if args.json:
@@ -100,7 +100,7 @@ def _weights(args: argparse.Namespace) -> int:
         for entry in entries
     ]
     table(['weights', 'task', 'licence', 'MB', 'here', 'where'], lines)
-    print('\nhere: verified, used before with the SHA-256 that it should have; cached, never used; by hand, see where.')
+    print('\nhere: verified, used before with the right SHA-256; cached, never used; by hand, see where.')
     return 0
 
 

@@ -44,7 +44,7 @@ def table(headings: list[str], rows: Sequence[Sequence[str]], markdown: bool = F
 def check_parent(file: Path) -> None:
     """Raise `ValueError` if the folder that a file is to be written to is not there."""
     if not file.parent.is_dir():
-        raise ValueError(f'{file} cannot be written: there is no folder {file.parent}')
+        raise ValueError(f'{file} cannot be written: no folder {file.parent}')
 
 
 def one_line(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""Folders of weights as they lie on the Hub: convert checkpoints to them, describe them, publish them."""
+"""Folders of weights as the Hub stores them: convert checkpoints to them, describe and publish them."""

@@ -32,7 +32,7 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
 
     Args:
         config: Of its `config.json`, with `provenance` if `visionssm convert` wrote it.
-        about: Markdown on what else a user must know.
+        about: Markdown on whatever else a user must know.
     """
     name = config['architecture']
     pretrained, classes = config['pretrained_cfg'], config['num_classes']
@@ -124,7 +124,7 @@ def front_matter(
         arxiv: Number of the paper.
         link: Where a contradictory licence is explained.
         imagenet: Whether the weights were trained on ImageNet-1k.
-        name: Title of the model, which results need.
+        name: Title of the model; required with `results`.
         results: What was reported.
     """
     contradictory = license == 'contradictory'
@@ -150,7 +150,7 @@ def origin(family: Family) -> str:
     written = (
         "The implementation is timm's."
         if family.borrowed
-        else 'What is here was written from the paper and from facts about that repository.'
+        else 'This implementation was written from the paper and from facts about that repository.'
     )
     code = f'Official code: <{family.repository}>{commits}, licence: {_LICENSES[family.license]}. {written}'
     return f'Paper: [{family.paper}](https://arxiv.org/abs/{family.arxiv}), {family.venue}.\n{wrap(code)}'
@@ -169,7 +169,7 @@ def usage(arguments: Sequence[str], model: nn.Module, input_size: Sequence[int])
 
     Args:
         arguments: Of `timm.create_model`, as source.
-        model: The model, for the shapes that it gives.
+        model: The model, for the shapes it returns.
         input_size: Channels, height and width.
     """
     channels, height, width = input_size

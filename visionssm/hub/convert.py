@@ -1,4 +1,4 @@
-"""Checkpoints of any origin to folders in timm's layout: weights without pickle, configuration, a card, provenance."""
+"""Convert any checkpoint to a folder in timm's layout: pickle-free weights, configuration, card, provenance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ADDED = re.compile(
     r'(outnorm|outproj|norm_layer|ad_norm|fpn)\d+\.|out(norm|_map)_\d+\.|(spm|interactions|up|rope)\.|level_embed$'
 )
 _NORM = 'norm.'  # the final norm, which detectors do not have
-# what upstream's detectors and segmenters of Vim and LBVim do otherwise shows in the names of their weights
+# how upstream's detectors and segmenters of Vim and LBVim differ shows in the names of their weights
 _SIGNS = (
     ('class_token', False, lambda names: 'cls_token' not in names),
     ('rotary', True, lambda names: any(name.startswith('rope.') for name in names)),
@@ -51,11 +51,11 @@ class Converted:
     Attributes:
         folder: Where the model is.
         num_classes: Classes; 0: the file held a backbone.
-        release: The published file that it is, and how that is known; '' if it is none that is known.
+        release: The published file it is, and how that is known; '' if it is not a known one.
         license: Of the weights.
         left_out: Parts of the file that are not in the folder.
-        extra: Weights of the backbone that are in a file of their own.
-        fresh: Weights that the file did not have, which keep the values of a new model.
+        extra: Weights of the backbone that are in a separate file.
+        fresh: Weights missing from the file, which keep the values of a new model.
     """
 
     folder: Path
@@ -77,16 +77,16 @@ def convert(
 ) -> Converted:
     """Write `model.safetensors`, `config.json` and `README.md`; the folder appears at the end, whole or not at all.
 
-    A file without a classifier, as of a detector or segmenter, becomes a backbone: a model of 0 classes. What else its
-    backbone has learned (output norms, adapters) goes into `backbone_extra.safetensors` under the names of the file.
+    A file without a classifier, such as a detector's or segmenter's, becomes a backbone: a model of 0 classes. Whatever
+    else its backbone has learned (output norms, adapters) goes into `backbone_extra.safetensors` under its old names.
 
     Args:
         checkpoint: Anything that `load_checkpoint` reads: upstream's format or ours.
         name: Registered name, with or without a tag.
         output: Folder to write; the result of an earlier conversion is replaced.
-        model_args: Arguments of the model that are not its own defaults, as JSON has them. Classes, image channels, and
-            what upstream's detectors and segmenters do otherwise are taken from the file.
-        source: Where the file is from.
+        model_args: Arguments of the model that differ from its defaults, as JSON values. Classes, image channels, and
+            how upstream's detectors and segmenters differ are taken from the file.
+        source: Where the file comes from.
         license: Of the weights, as the Hub names it; '': that of the release, if the file is one.
 
     Raises:
@@ -125,8 +125,8 @@ def convert(
         'SHA-256': digest,
         'release': f'{entry[0].name}, recognised by its {entry[1]}' if entry else '',
         'left out': ', '.join(left_out),
-        'in a file of its own': _EXTRA if extra else '',
-        'as in a new model': ', '.join(fresh),
+        'in a separate file': _EXTRA if extra else '',
+        'left as in a new model': ', '.join(fresh),
         'converted': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         'by': ' '.join(filter(None, ('visionssm', __version__, _commit()))),
     }
@@ -154,7 +154,7 @@ def convert(
 
 
 def _part(key: str) -> str:
-    """The part of a detector or segmenter that a weight belongs to; PlainMamba's averages have names without dots."""
+    """The part of a detector or segmenter a weight belongs to; PlainMamba's averages have names without dots."""
     return 'ema_*' if key.startswith('ema_') else key.partition('.')[0]
 
 
@@ -174,7 +174,7 @@ def check_folder(output: Path) -> None:
 def _shape_args(
     state_dict: Mapping[str, Tensor], name: str, config: PretrainedCfg, model_args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Classes and channels, as the file has them; an image size that it does not have is refused."""
+    """Classes and channels, as in the file; refuses an image size that is not the file's."""
     model = sketch(name, **{'num_classes': config.num_classes, **model_args})
     found = checkpoint_filter(type(model))(dict(state_dict), model)
     heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier
@@ -189,7 +189,7 @@ def _shape_args(
         pixels = side * model.feature_info[-1]['reduction']
         raise ValueError(
             f'position embeddings of the file are for {before.shape[1]} tokens, those of {name} for {after.shape[1]}: '
-            f'give its image size (img_size={pixels} if images were square), or that of {name} to resample them'
+            f'give the image size of the file (img_size={pixels} if square), or that of {name} to resample them'
         )
     return shapes
 
@@ -228,24 +228,24 @@ def _release(file: str, digest: str, name: str, config: PretrainedCfg, backbone:
         if entry.sha256 and entry.sha256 == digest:
             return entry, 'SHA-256'
         if not entry.sha256 and file and file == entry.download_url.rpartition('/')[2]:
-            return entry, 'name alone: no SHA-256 of it is known'
+            return entry, 'name alone: its SHA-256 is not known'
     return None
 
 
 def _commit() -> str:
-    """Commit of the source tree that runs, if it is one: an installed package has a version alone."""
+    """Commit of the source tree this runs from, if any: an installed package only has a version."""
     root = Path(__file__).resolve().parents[2]
     if not (root / '.git').exists():
         return ''
     command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or a tree that belongs to somebody else
+    except (OSError, subprocess.CalledProcessError):  # no git, or a tree owned by somebody else
         return ''
 
 
 def _describe(model: nn.Module, config: PretrainedCfg, released: bool, license: str) -> None:
-    """Make the configuration that is stored say what the file is, not what the tag's would be."""
+    """Make the stored configuration describe the file, not the tag's weights."""
     notes = config.notes if released and model.num_classes else ()
     model.pretrained_cfg.update(license=license, notes=tuple(notes or ()))
     if not (released and model.num_classes):
@@ -256,8 +256,8 @@ def _about(extra: Mapping[str, Tensor], fresh: list[str]) -> str:
     parts = []
     if fresh:
         parts.append(
-            f'The file had no {", ".join(f"`{name}`" for name in fresh)}: they are as in a new model. Feature maps do '
-            'not need them.'
+            f'The file had no {", ".join(f"`{name}`" for name in fresh)}: they are left as in a new model. '
+            'Feature maps do not need them.'
         )
     if extra:
         tops = sorted({name.partition('.')[0] for name in extra})
@@ -275,4 +275,4 @@ def _check_loads(folder: Path, model: nn.Module) -> None:
         loaded = load_file(folder / 'model.safetensors')
     expected = model.state_dict()
     if loaded.keys() != expected.keys() or not all(torch.equal(x, loaded[name]) for name, x in expected.items()):
-        raise RuntimeError(f'the model loaded back from {folder} is not the one that was written')
+        raise RuntimeError(f'the model read back from {folder} is not the one that was written')

@@ -1,4 +1,4 @@
-"""Push a folder in timm's layout to the Hub: looked through first, shown, and uploaded only when asked to."""
+"""Push a folder in timm's layout to the Hub: checked and shown first, uploaded only on request."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NEEDED = ('config.json', 'model.safetensors')
 
 @dataclass(frozen=True)
 class Plan:
-    """What would go up.
+    """What an upload would contain.
 
     Attributes:
         repo_id: Repository.
-        files: Path in the repository to content: a file, or bytes that are made for the occasion.
+        files: Path in the repository to content: a file, or bytes made for the upload.
         title: Of the card.
         license: As the card states it.
-        left_out: Files that do not, as they may be pickles: checkpoints of a training.
-        warnings: What stands against it, unless the owner says that it is allowed.
+        left_out: Files that are not uploaded because they may be pickles: training checkpoints.
+        warnings: Reasons not to upload, unless the owner says it is allowed.
     """
 
     repo_id: str
@@ -48,23 +48,23 @@ class Plan:
 
 
 def plan(folder: Path, repo_id: str) -> Plan:
-    """Look through a folder; nothing is requested.
+    """Check a folder; nothing is requested.
 
     Args:
-        folder: As `visionssm convert`, `demo` or `train` wrote it. Without a card, one is made; examples in ours load
-            from the repository then.
+        folder: As `visionssm convert`, `demo` or `train` wrote it. Without a card, one is made; the examples in our
+            cards then load from the repository.
         repo_id: 'owner/name'.
 
     Raises:
-        ValueError: If the folder is no model in timm's layout, its card is not valid, or the name is none.
+        ValueError: If the folder is not a model in timm's layout, or its card or the name is not valid.
         FileNotFoundError: If there is no such folder.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f'{repo_id!r} is no name of a repository: {error}') from None
+        raise ValueError(f'{repo_id!r} is not a valid repository name: {error}') from None
     if repo_id.count('/') != 1:
-        raise ValueError(f'{repo_id!r} is no name of a repository; give OWNER/NAME')
+        raise ValueError(f'{repo_id!r} is not a repository name; give OWNER/NAME')
     if not folder.is_dir():
         raise FileNotFoundError(f'no folder at {folder}')
     files: dict[str, Path | bytes] = {}
@@ -73,7 +73,7 @@ def plan(folder: Path, repo_id: str) -> Plan:
         if path.is_file() and not any(part.startswith('.') for part in name.parts):
             files[name.as_posix()] = path
     if missing := [name for name in _NEEDED if name not in files]:
-        raise ValueError(f"{folder} is no model in timm's layout: it has no {' and no '.join(missing)}")
+        raise ValueError(f"{folder} is not a model in timm's layout: it has no {' and no '.join(missing)}")
     left_out = tuple(name for name in files if name.endswith(_PICKLES))
     files = {name: path for name, path in files.items() if name not in left_out}
     config = _check_model(folder)
@@ -84,8 +84,8 @@ def plan(folder: Path, repo_id: str) -> Plan:
     warnings = []
     if stored in UNCLEAR or license in ('unknown', 'other', None):
         warnings.append(
-            f'the licence of the weights is {stored if stored in UNCLEAR else license}: only who has the right to '
-            'publish them may do so'
+            f'the licence of the weights is {stored if stored in UNCLEAR else license}: only publish them '
+            'if you have the right to'
         )
     if 'provenance' in config and license and stored not in (*UNCLEAR, license):
         warnings.append(f'config.json says {stored}, README.md {license}')
@@ -93,23 +93,23 @@ def plan(folder: Path, repo_id: str) -> Plan:
 
 
 def upload(plan: Plan, private: bool = False) -> str:
-    """Create the repository, if there is none, and upload all files in one commit.
+    """Create the repository if it does not exist, and upload all files in one commit.
 
     Returns:
         Address of the commit.
 
     Raises:
-        OSError: If the Hub refuses or can't be reached; as huggingface_hub says it.
+        OSError: If the Hub refuses or can't be reached, as huggingface_hub reports it.
     """
     api = HfApi(library_name='visionssm', library_version=__version__)
-    # without it, an organisation's own default holds
+    # otherwise an organisation's default applies
     api.create_repo(plan.repo_id, exist_ok=True, **({'private': True} if private else {}))
     operations = [CommitOperationAdd(name, content) for name, content in plan.files.items()]
     return api.create_commit(plan.repo_id, operations, commit_message=f'Upload {plan.title}').commit_url
 
 
 def _check_model(folder: Path) -> dict:
-    """The configuration, once the weights beside it have been seen to fit what it describes."""
+    """The configuration, after checking that the weights beside it fit what it describes."""
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         name, classes = config['architecture'], config['num_classes']
@@ -135,7 +135,7 @@ def _check_card(folder: Path, card: str) -> tuple[str, str | None]:
     """Title and licence."""
     try:
         data = ModelCard(card).data
-    except Exception as error:  # PyYAML's errors, and ValueError: all of them say what is wrong with the front matter
+    except Exception as error:  # PyYAML's errors, and ValueError: all of them say what is wrong with the metadata
         raise ValueError(f'the metadata of {folder / "README.md"} are not valid: {error}') from None
     title = next((line[2:].strip() for line in card.splitlines() if line.startswith('# ')), folder.resolve().name)
     return title, data.license

@@ -1,4 +1,4 @@
-"""Read checkpoints of any repository without running what is in them, and say clearly what does not fit."""
+"""Read checkpoints of any repository without running any code in them, and say clearly what does not fit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 _logger = logging.getLogger(__name__)
 
-# where training scripts keep the weights; 'model' comes first: it is what upstream evaluates (Vim), or holds the
-# averaged weights already (VMamba)
+# where training scripts keep the weights; 'model' comes first: it is what upstream evaluates (Vim), or already holds
+# the averaged weights (VMamba)
 CONTAINERS = ('model', 'state_dict', 'model_ema', 'state_dict_ema', 'net')
 # upstream's names of what detectors and segmenters put behind a backbone, on each map
 _OUTPUTS = re.compile(r'backbone\.(?:outnorm_?|out_map_|norm_layer)\d+')
@@ -30,7 +30,7 @@ _PREFIXES = ('module.', '_orig_mod.')  # left by DistributedDataParallel and tor
 
 
 class _Discarded:
-    """Stands for a value that is not weights: swallows what the pickle says about it and runs nothing."""
+    """Stand-in for a value that is not a weight: swallows what the pickle says about it and runs nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -39,7 +39,7 @@ class _Discarded:
         pass
 
 
-# what training scripts store beside the weights, by the name in the pickle; none of it is imported or run
+# what training scripts store besides the weights, by the name in the pickle; none of it is imported or run
 _GLOBALS: tuple[Callable | tuple[Callable, str], ...] = (
     argparse.Namespace,  # Vim, DeiT: the command line
     (OrderedDict, 'yacs.config.CfgNode'),  # VMamba, MSVMamba: the configuration
@@ -56,7 +56,7 @@ _GLOBALS: tuple[Callable | tuple[Callable, str], ...] = (
 
 
 def checkpoint_globals() -> AbstractContextManager:
-    """Let `torch.load(weights_only=True)` pass over the known non-tensor contents while the context lasts.
+    """Within the context, let `torch.load(weights_only=True)` skip the known non-tensor contents.
 
     A context, not `add_safe_globals` at import: programs that load their own files keep torch's rules.
     """
@@ -73,12 +73,12 @@ def load_checkpoint(path: str | Path, container: str | None = None, prefer: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, no checkpoint, has contents that are not allowed, or holds no weights.
+        ValueError: If the file is damaged or not a checkpoint, has contents that are not allowed, or holds no weights.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint file at {path}')
-    with path.open('rb') as stream:  # a file that must not be read says so here
+    with path.open('rb') as stream:  # a file without read permission fails here
         if not stream.read(1):
             raise ValueError(f'{path} is empty')
     try:
@@ -100,7 +100,7 @@ def _reason(path: Path, error: Exception) -> str:
     try:
         with checkpoint_globals():
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not the format of torch since 1.6; torch's message has the first name
+    except Exception:  # not the format torch has used since 1.6; its message has the first name
         refused = re.findall(r'GLOBAL ([\w.]+) w(?:as|hose) ', str(error))[:1]
     if refused:
         return f'it asks to run {", ".join(sorted(refused))}, which is not allowed in a file of weights'
@@ -143,26 +143,26 @@ def unwrap(
 
 
 def backbone_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a model of ours has a place for in the weights of a whole detector or segmenter of OpenMMLab.
+    """The part of an OpenMMLab detector's or segmenter's weights that our models have a place for.
 
-    That is what is under `backbone.`, prefix kept, without the norms and projections of the maps that it gives. Other
-    state dicts, a backbone alone among them, are given back as they are.
+    That is everything under `backbone.`, prefix kept, except the norms and projections of its output maps. Other state
+    dicts, such as that of a backbone alone, are returned unchanged.
     """
     inside = {name: x for name, x in state_dict.items() if name.startswith(('backbone.', 'head.'))}
     others = {name.partition('.')[0] for name in state_dict if name not in inside}
     if not others or not any(name.startswith('backbone.') for name in inside):
         return state_dict
-    _logger.info('left out, as it is not of the backbone: %s', _some(sorted(others)))
+    _logger.info('left out, as they are not part of the backbone: %s', _some(sorted(others)))
     outputs = sorted({match[0] for name in inside if (match := _OUTPUTS.match(name))})
     if outputs:
-        _logger.warning('left out, so maps come without: %s', _some(outputs))
+        _logger.warning('left out, so maps lack them: %s', _some(outputs))
     return {name: x for name, x in inside.items() if not _OUTPUTS.match(name)}
 
 
 def same_layout(one: Iterable[int], other: Iterable[int]) -> bool:
     """Whether two shapes hold the same numbers in the same order by merging neighbouring axes of one of them.
 
-    So do a 1x1 convolution and a linear layer, or (K, R, D) and (K * R, D); but not (2, 6) and (6, 2).
+    True of a 1x1 convolution and a linear layer, or (K, R, D) and (K * R, D); not of (2, 6) and (6, 2).
     """
     ends = [set(accumulate(shape, mul)) | {1} for shape in (one, other)]
     return prod(one) == prod(other) and (ends[0] <= ends[1] or ends[1] <= ends[0])
@@ -183,7 +183,7 @@ def check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, optional: Mapp
     Args:
         state_dict: Weights under the model's names.
         model: The model.
-        optional: Starts of names that are not compared, each with what it is; those that are missing are logged.
+        optional: Prefixes of names that are not compared, each with its meaning; missing ones are logged.
 
     Raises:
         ValueError: If they differ; the message groups missing, unexpected and misshapen names.

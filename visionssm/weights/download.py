@@ -1,4 +1,4 @@
-"""Fetch files of weights once, and hand out none that is not what it was.
+"""Fetch weights once, and never hand out a file that is not what it was.
 
 What a file must be is known from its record, from the Hub (which names large files by their SHA-256), or else from its
 first use: then the digest goes into `FILE.sha256` beside it, which `sha256sum -c` reads, too. A file that differs is
@@ -44,7 +44,7 @@ _FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a folder or Hub
 
 
 class WeightsError(OSError):
-    """Weights can't be fetched, or are not what they were; the message is one line that says what to do."""
+    """Weights can't be fetched, or are not what they were; the one-line message says what to do."""
 
 
 class Source(Protocol):
@@ -89,11 +89,10 @@ def fetch(source: Source, cache_dir: str | Path | None = None, latest: bool = Fa
     Args:
         source: A tag's configuration, or a `Published`.
         cache_dir: Folder to use instead of the Hub's cache (`HF_HOME`) and torch's (`TORCH_HOME`).
-        latest: Ask the Hub whether a branch has moved on, as huggingface_hub does, instead of staying with what is
-            cached.
+        latest: Ask the Hub whether a branch has moved, as huggingface_hub does, instead of using what is cached.
 
     Raises:
-        WeightsError: If the file can't be had, or is not what it should be.
+        WeightsError: If the file can't be fetched, or is not what it should be.
     """
     moving = source.hf_hub_id and not _COMMIT.search(source.hf_hub_id)
     found = None if latest and moving else find_cached(source, cache_dir)
@@ -131,8 +130,8 @@ def verify(cached: Cached) -> None:
         )
     known = (
         ('the published one', _published_digest(cached.origin), ''),
-        ('the one that the Hub states', _hub_digest(cached.path), ''),
-        ('the one of its first use', recorded, f'; if the authors replaced the file, remove {cached.record}'),
+        ('the one the Hub states', _hub_digest(cached.path), ''),
+        ('the one from first use', recorded, f'; if the authors replaced the file, remove {cached.record}'),
     )
     for meaning, expected, advice in known:
         if expected not in (None, digest):
@@ -141,7 +140,7 @@ def verify(cached: Cached) -> None:
                 f'{cached.path} is damaged or was altered: its SHA-256 {digest} is not {meaning}, {expected}; '
                 f'it was removed, so the next attempt downloads it again{advice}'
             )
-    if not any(expected for _, expected, _ in known):  # only what can be read becomes the standard
+    if not any(expected for _, expected, _ in known):  # only a readable file becomes the standard
         try:
             load_checkpoint(cached.path)
         except ValueError as error:
@@ -179,7 +178,7 @@ def remove(path: Path) -> None:
 
 
 def weights_file(folder: str | Path) -> Path:
-    """The weights in a folder that `save_for_hf` wrote, or that lies like one on the Hub.
+    """The weights in a folder that `save_for_hf` wrote, or that is laid out like one.
 
     Raises:
         ValueError: If there are none.
@@ -191,7 +190,7 @@ def weights_file(folder: str | Path) -> Path:
 
 
 def partial_downloads(source: Source, cache_dir: str | Path | None = None) -> list[Path]:
-    """What killed downloads of `source` left behind; a download that goes on at this moment is among them."""
+    """What killed downloads of `source` left behind; a download in progress is among them."""
     if source.hf_hub_id:
         repo, _ = _split(source.hf_hub_id)
         folder = Path(cache_dir or constants.HF_HUB_CACHE) / f'models--{repo.replace("/", "--")}' / 'blobs'
@@ -244,11 +243,11 @@ def _download(source: Source, cache_dir: str | Path | None) -> Cached:
         path = _url_path(source.url, cache_dir)
         _download_url(source.url, path)
         return Cached(path, source.url)
-    raise WeightsError('these weights have no address to download them from')
+    raise WeightsError('these weights have no address to download from')
 
 
 def _download_from_hub(hub_id: str, names: tuple[str, ...], cache_dir: str | Path | None) -> Cached:
-    """The first of `names` that is there."""
+    """The first of `names` that exists."""
     repo, revision = _split(hub_id)
     where = f'{" or ".join(names)} of {repo}' + (f' at {revision}' if revision else '')
     endpoint = constants.ENDPOINT
@@ -280,7 +279,7 @@ def _download_from_hub(hub_id: str, names: tuple[str, ...], cache_dir: str | Pat
         raise WeightsError(f'{where}: not in the cache, and {why} ({_first_line(error.__cause__ or error)})') from error
     except EntryNotFoundError as error:
         raise WeightsError(f'{where}: {endpoint} has no such file') from error
-    except Exception as error:  # the transports (requests, httpx, xet) have errors of their own; all of them say why
+    except Exception as error:  # the transports (requests, httpx, xet) have their own errors; all of them give a reason
         raise WeightsError(f'{where}: the download failed: {_first_line(error)}') from error
     return _from_hub(repo, name, path)
 
@@ -310,7 +309,7 @@ def _download_url(url: str, path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    if type(error) is URLError and isinstance(error.reason, BaseException):  # a wrapper that says no more
+    if type(error) is URLError and isinstance(error.reason, BaseException):  # a wrapper that adds nothing
         error = error.reason
     text = (getattr(error, 'strerror', None) or str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
@@ -332,5 +331,5 @@ def _read_record(record: Path) -> tuple[str | None, str | None]:
 def _write_record(cached: Cached, digest: str) -> None:
     try:
         write_whole(cached.record, f'# {cached.origin}\n{digest}  {cached.path.name}\n')
-    except OSError as error:  # a cache that others own, or a full disk: the weights themselves are fine
+    except OSError as error:  # a cache owned by others, or a full disk: the weights themselves are fine
         _logger.info('the SHA-256 of %s is not recorded: %s', cached.path, error)
