@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
 from .onednn import Linear, scan_tokens
@@ -26,7 +27,12 @@ class StreamNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm over the last axis."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+        weight = self.weight.to(x.dtype)
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if wants_plain():  # the tracing ONNX exporter does not know the operator
+                x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
+                return x.to(self.weight.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps).to(self.weight.dtype)
 
 
 class StreamLayerNorm(nn.LayerNorm):

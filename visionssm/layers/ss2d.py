@@ -88,7 +88,7 @@ class SS2D(ScanningModule):
             y = self.ssm(F.pad(x, [0, 0, 0, 1]), order)[:, : height * width]
         else:
             y = self.ssm(x, order)
-        y = self.norm(y).to(x.dtype).unflatten(1, (height, width))
+        y = self.norm(y).to(x.dtype).reshape(-1, height, width, x.shape[2])
         if self.gate:
             y = y * F.silu(z)
         return self.out_proj(y)

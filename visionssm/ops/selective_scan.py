@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunked
+from . import chunked, export
 from .dispatch import BackendUnavailableError, requested_backend, resolve
 from .inputs import MERGED, PER_DIRECTION, PER_STEP, ScanInputs
 from .reference import selective_scan_ref
@@ -149,6 +149,11 @@ def scan_tokens(
     `local_window` of 0 is none.
     """
     if not torch.jit.is_scripting():
+        if export.wants_plain():
+            return export.scan(
+                u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus,
+                PER_STEP if per_step else MERGED if merge else PER_DIRECTION, local_window, False,
+            )[0]  # fmt: skip
         return selective_scan(
             u=u,
             delta=delta,

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .formulas import Size, formula_table
 from .registry import get_scan
 
 
@@ -20,9 +21,31 @@ def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
         like: Tensor on the device to use; its values are not read, and it gets no gradient.
 
     Raises:
-        ValueError: If the order is unknown or a size is below 1.
+        ValueError: If the order is unknown, a size is below 1, or an ONNX file is to take any size and the order has no
+            formula.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            table = _exported_table(spec, height, width, like)
+            if table is not None:
+                return table
     return torch.ops.visionssm.scan_order(spec, height, width, like.detach())
+
+
+def _exported_table(spec: str, height: Size, width: Size, like: Tensor) -> Tensor | None:
+    """The table as a constant or by a formula, so that exported programs need no op; None where the op has to stay."""
+    order = get_scan(spec)
+    if isinstance(height, int) and isinstance(width, int):
+        return torch.tensor(order.table(height, width), device=like.device)
+    table = formula_table(order, height, width, like)
+    if table is not None or not torch.onnx.is_in_onnx_export():
+        return table
+    if not isinstance(height, Tensor):
+        raise ValueError(f'scan {order.name!r} has no formula for images of any size; export it with a fixed size')
+    # a tracer does not tell whether the size is fixed: at another one, the reshape fails
+    at = int(height), int(width)
+    anchor = torch.cat([torch.zeros(size).reshape(known) for size, known in zip((height, width), at, strict=True)])
+    return torch.tensor(order.table(*at), device=like.device) + anchor.sum().to(like.device, torch.int32)
 
 
 def step_moves(order: Tensor, width: int, height: int | None = None) -> Tensor:

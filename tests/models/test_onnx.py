@@ -1,0 +1,31 @@
+"""Models as ONNX files of standard operators, by torch's exporter as timm's script calls it, in onnxruntime."""
+
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+
+import visionssm  # noqa: F401  registers the models
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'sizes'),
+    [('test_vmamba', {}, [(64, 64), (96, 64)]), ('test_lbvim', {'depth': 2}, [(96, 96)])],
+)
+def test_file_agrees(name, args, sizes, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, exportable=True, **args).eval().requires_grad_(False)
+    axes = {0: 'batch'} if len(sizes) == 1 else {0: 'batch', 2: 'height', 3: 'width'}
+    path = tmp_path / 'model.onnx'
+    torch.onnx.export(
+        model, torch.randn(1, 3, *sizes[0]), path, dynamo=False, input_names=['input0'], output_names=['output0'],
+        dynamic_axes={'input0': axes, 'output0': {0: 'batch'}},
+    )  # fmt: skip
+    assert {node.domain for node in onnx.load(path).graph.node} == {''}
+    session = onnxruntime.InferenceSession(path)
+    for size in sizes:
+        x = torch.randn(3, 3, *size)
+        expected = model(x)
+        error = torch.from_numpy(session.run(None, {'input0': x.numpy()})[0]) - expected
+        assert error.abs().max() < 1e-4 * expected.std()

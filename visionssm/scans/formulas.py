@@ -1,0 +1,79 @@
+"""Scan orders as arithmetic on token numbers, for exported programs whose grid may have any size.
+
+A formula computes on the device what the function in `orders` of the same name computes with numpy, for sizes that are
+numbers, symbols or traced tensors. Orders without one need a grid whose size is known when the program is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .registry import ScanOrder
+
+Size = Any  # int, torch.SymInt, or a 0-d tensor of the tracer
+
+
+def _count(height: Size, width: Size, like: Tensor) -> Tensor:
+    return torch.arange(height * width, device=like.device)
+
+
+def _number(size: Size, like: Tensor) -> Tensor:
+    """A size as a tensor: exporters know the remainder of two tensors, but not of a tensor and a symbol."""
+    return size.to(like.device) if isinstance(size, Tensor) else torch.full((), size, device=like.device)
+
+
+def _transposed(path: Tensor, height: Size, width: Size) -> Tensor:
+    """Positions on the grid (width, height) as those of the grid turned over its diagonal."""
+    height, width = _number(height, path), _number(width, path)
+    return path % height * width + torch.div(path, height, rounding_mode='floor')
+
+
+def _column(height: Size, width: Size, like: Tensor) -> Tensor:
+    return _transposed(_count(height, width, like), height, width)
+
+
+def _snake(height: Size, width: Size, like: Tensor) -> Tensor:
+    path, width = _count(height, width, like), _number(width, like)
+    column, odd = path % width, torch.div(path, width, rounding_mode='floor') % 2
+    return path + odd * (width - 1 - 2 * column)
+
+
+def _multiscale(height: Size, width: Size, like: Tensor) -> Tensor:
+    down = _column(height, width, like)
+    return torch.cat([_count(height, width, like).flip(0), down, down.flip(0)])
+
+
+def _plainmamba(height: Size, width: Size, like: Tensor) -> Tensor:
+    rows, columns = _snake(height, width, like), _transposed(_snake(width, height, like), height, width)
+    return torch.stack([rows, rows.flip(0), columns, columns.flip(0)])
+
+
+_FORMULAS: dict[str, Callable[[Size, Size, Tensor], Tensor]] = {
+    'raster': _count,
+    'bidirectional': _count,
+    'cross': _count,
+    'groupwise': _count,
+    'reversed': lambda height, width, like: _count(height, width, like).flip(0),
+    'column': _column,
+    'snake': _snake,
+    'multiscale': _multiscale,
+    'plainmamba': _plainmamba,
+}
+
+
+def formula_table(order: ScanOrder, height: Size, width: Size, like: Tensor) -> Tensor | None:
+    """The table (K, T) int32 of an order by its formula, on the device of `like`; None if it has none."""
+    formula = _FORMULAS.get(order.name)
+    if formula is None:
+        return None
+    path = formula(height, width, like)
+    if path.ndim == 1 and order.directions == 4:
+        other = _transposed(formula(width, height, like), height, width)
+        path = torch.stack([path, other, path.flip(0), other.flip(0)])
+    elif path.ndim == 1:
+        path = torch.stack([path, path.flip(0)][: order.directions])
+    return path.to(torch.int32)
