@@ -13,7 +13,7 @@ from visionssm.extras import MissingExtraError
 from visionssm.ops import BackendUnavailableError
 from visionssm.version import __version__
 
-from . import hub, look, machine, training, use
+from . import hub, look, machine, script, training, use
 from .output import one_line
 
 # what bad input raises, here and in the packages below; anything else is a bug and keeps its traceback
@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'visionssm {__version__}')
     parser.add_argument('--traceback', action='store_true', help='show the traceback of input errors, too')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (look, machine, training, use, hub):
+    for module in (look, machine, training, use, script, hub):
         module.add_commands(commands)
     return parser
