@@ -427,3 +427,46 @@ def test_selective_scan_fn_bad_input():
         selective_scan_fn(u, u, A[:5], torch.zeros(2, 3, 7), torch.zeros(2, 3, 7))
     with pytest.raises(ValueError, match='G dividing 6'):
         selective_scan_fn(u, u, A, torch.zeros(2, 4, 3, 7), torch.zeros(2, 3, 7))
+
+
+@pytest.mark.parametrize('name', ['order', 'param_order'])
+def test_orders_are_where_the_tokens_are(name):
+    with pytest.raises(ValueError, match=f'{name} is on meta and the tokens are on cpu'):
+        selective_scan(**problem(L=4), **{name: torch.zeros(2, 4, dtype=torch.int32, device='meta')})
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('name', ['order', 'param_order'])
+def test_positions_out_of_range_are_told_of_the_right_table(backend, name):
+    for position in (-1, 4):
+        table = torch.tensor([[0, 1, 2, position], [0, 1, 2, 3]])
+        with pytest.raises(ValueError, match=rf'^{name} visits tokens .*allowed are 0\.\.3'):
+            selective_scan(**problem(L=4), **{name: table}, backend=backend)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_windows_longer_than_the_walk(backend):
+    tensors = problem(L=5)
+    expected = selective_scan(**tensors, local_window=5, backend='reference')
+    assert_close('window', selective_scan(**tensors, local_window=10**8, backend=backend), expected)
+    empty = problem(B=0, L=5)
+    assert selective_scan(**empty, local_window=3, backend=backend).shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize('shape', [(6, 3), (2, 3, 7), (2, 2, 3, 7)], ids=['constant', 'tokens', 'grouped'])
+def test_selective_scan_fn_checks_the_rest(shape):
+    u, A, B = torch.randn(2, 6, 7), -torch.ones(6, 3), torch.randn(shape)
+    for name, bad in (
+        ('z', torch.ones(5, 1, 1, 1)),
+        ('z', torch.ones(2, 6, 8)),
+        ('D', torch.ones(2, 3)),
+        ('D', torch.ones(5)),
+        ('delta_bias', torch.ones(7)),
+    ):
+        with pytest.raises(ValueError, match=f'^{name} has shape'):
+            selective_scan_fn(u, u, A, B, B, **{name: bad})
+    half = u.bfloat16()
+    z = torch.randn(2, 6, 7)
+    assert selective_scan_fn(half, half, A, B, B, z=z).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match='z is torch.bfloat16 and u is torch.float32'):
+        selective_scan_fn(u, u, A, B, B, z=z.bfloat16())
