@@ -82,6 +82,66 @@ def test_library_of_another_user_is_not_loaded(tmp_path, monkeypatch):
     assert not cpu._is_own(path)
 
 
+def test_folder_that_everybody_may_write_to_is_not_used(tmp_path, monkeypatch):
+    if os.name == 'nt':
+        pytest.skip('no such permissions on this platform')
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv('VISIONSSM_CACHE', str(shared))
+    monkeypatch.setattr(cpu.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
+    assert cpu.compile_library('extern "C" int f() { return 3; }').is_relative_to(tmp_path / 'tmp')
+    assert not list(shared.iterdir())
+
+
+def test_no_home(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    for name in ('VISIONSSM_CACHE', 'XDG_CACHE_HOME', 'LOCALAPPDATA'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cpu.Path, 'home', no_home)
+    monkeypatch.setattr(cpu.tempfile, 'gettempdir', lambda: str(tmp_path))
+    assert cpu.cache_dir().parent == tmp_path
+
+
+def fake_compiler(folder, monkeypatch, body):
+    path = folder / 'slow-compiler'
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{body}\n')
+    path.chmod(0o755)
+    monkeypatch.setenv('CXX', str(path))
+    monkeypatch.setenv('VISIONSSM_CACHE', str(folder / 'cache'))
+    monkeypatch.setattr(cpu, '_PATIENCE_SECONDS', 0.2)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a shell script stands for the compiler')
+def test_slow_compiler_is_waited_for(tmp_path, monkeypatch, caplog):
+    fake_compiler(tmp_path, monkeypatch, 'sleep 1; while [ "$1" != -o ]; do shift; done; echo library > "$2"')
+    assert cpu.compile_library('slow').read_text() == 'library\n'
+    assert 'still compiling' in caplog.text
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a shell script stands for the compiler')
+def test_hanging_compiler_leaves_nothing(tmp_path, monkeypatch):
+    fake_compiler(tmp_path, monkeypatch, 'exec sleep 60')
+    monkeypatch.setattr(cpu, '_COMPILE_SECONDS', 0.4)
+    with pytest.raises(cpu.CompileError, match='took more than'):
+        cpu.compile_library('hangs')
+    assert not list((tmp_path / 'cache').iterdir())
+
+
+def test_ziglang_comes_after_the_systems_own_compiler(monkeypatch):
+    monkeypatch.delenv('CXX', raising=False)
+    monkeypatch.setattr(cpu.importlib.util, 'find_spec', lambda name: name == 'ziglang')
+    monkeypatch.setattr(cpu.shutil, 'which', lambda name: '/usr/bin/g++' if name == 'g++' else None)
+    assert cpu.find_compiler() == ['/usr/bin/g++']
+    monkeypatch.setattr(cpu.shutil, 'which', lambda name: None)
+    assert cpu.find_compiler()[1:] == ['-m', 'ziglang', 'c++']
+    monkeypatch.setattr(cpu.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(cpu.CompileError, match='pip install ziglang'):
+        cpu.find_compiler()
+
+
 def test_forward_allocates_its_output_alone():
     x = torch.randn(2, 400, 1, 64)
     args = (x[:, :, 0], x, -torch.ones(1, 64, 1), x[..., :1], x[..., :1])

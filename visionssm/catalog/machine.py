@@ -93,9 +93,9 @@ def backends() -> list[tuple[str, str, str, str]]:
 def tools() -> list[tuple[str, str]]:
     """(name, value) of the compiler, the cache folder and the environment variables that are read here."""
     try:
-        compiler = find_compiler()
-        output = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
-        compiler = f'{compiler} ({(output.splitlines() or ["no version"])[0]})'
+        command = find_compiler()
+        output = subprocess.run([*command, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
+        compiler = f'{" ".join(command)} ({(output.splitlines() or ["no version"])[0]})'
     except CompileError as error:
         compiler = f'none: {error}'
     rows = [('compiler', compiler), ('kernel cache', str(cache_dir()))]

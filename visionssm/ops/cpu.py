@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
+import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -26,8 +29,12 @@ from .inputs import ScanInputs
 _SOURCE = Path(__file__).with_name('selective_scan.cpp')
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_COMPILE_SECONDS = 300
+_PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again and again
+_COMPILE_SECONDS = 3600  # a loaded machine takes minutes; after this the compiler hangs
 _UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
+
+
+_logger = logging.getLogger('visionssm.ops')
 
 
 class CompileError(RuntimeError):
@@ -56,24 +63,38 @@ def cache_dir() -> Path:
     """Where compiled kernels live: `VISIONSSM_CACHE`, or the user's cache folder of this platform."""
     if os.environ.get('VISIONSSM_CACHE'):
         return Path(os.environ['VISIONSSM_CACHE'])
-    if sys.platform == 'darwin':
-        return Path.home() / 'Library' / 'Caches' / 'visionssm'
-    if os.name == 'nt':
-        return Path(os.environ.get('LOCALAPPDATA') or Path.home() / 'AppData' / 'Local') / 'visionssm'
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'visionssm'
+    if os.name == 'nt' and os.environ.get('LOCALAPPDATA'):
+        return Path(os.environ['LOCALAPPDATA']) / 'visionssm'
+    if os.environ.get('XDG_CACHE_HOME') and sys.platform != 'darwin':
+        return Path(os.environ['XDG_CACHE_HOME']) / 'visionssm'
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME and no such user, as in some containers
+        return _temporary_dir()
+    folders = {'darwin': home / 'Library' / 'Caches', 'win32': home / 'AppData' / 'Local'}
+    return folders.get(sys.platform, home / '.cache') / 'visionssm'
 
 
-def find_compiler() -> str:
-    """The C++ compiler: `CXX`, or the first found of c++, g++, clang++."""
+def _temporary_dir() -> Path:
+    return Path(tempfile.gettempdir()) / f'visionssm-{_user()}'
+
+
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler: `CXX`, the first found of c++, g++, clang++, or the package `ziglang`."""
     if os.environ.get('CXX'):
         found = shutil.which(os.environ['CXX'])
         if not found:
             raise CompileError(f'CXX names {os.environ["CXX"]!r}, which is not an executable on PATH')
-        return found
+        return [found]
     for name in ('c++', 'g++', 'clang++'):
         if found := shutil.which(name):
-            return found
-    raise CompileError('no C++ compiler on PATH (looked for c++, g++, clang++; set CXX to name another)')
+            return [found]
+    if importlib.util.find_spec('ziglang'):
+        return [sys.executable, '-m', 'ziglang', 'c++']
+    raise CompileError(
+        'no C++ compiler on PATH (looked for c++, g++, clang++; set CXX to name another, '
+        'or install one: pip install ziglang)'
+    )
 
 
 def _cpu_identity() -> str:
@@ -93,18 +114,18 @@ def compile_library(source: str) -> Path:
         CompileError: If there is no compiler, it fails, or nowhere can be written.
     """
     compiler = find_compiler()
-    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
-    identity = '\0'.join((source, compiler, version, ' '.join(_FLAGS), _cpu_identity(), sys.platform))
+    version = subprocess.run([*compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
+    identity = '\0'.join((source, *compiler, version, ' '.join(_FLAGS), _cpu_identity(), sys.platform))
     name = f'scan-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{"dll" if os.name == "nt" else "so"}'
     failures = []
-    for folder in (cache_dir(), Path(tempfile.gettempdir()) / f'visionssm-{_user()}'):
+    for folder in dict.fromkeys((cache_dir(), _temporary_dir())):
         target = folder / name
-        if _is_own(target):
-            return target
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not _is_own(folder):
-                raise PermissionError('it belongs to somebody else')
+                raise PermissionError('it belongs to somebody else, or everybody may write to it')
+            if _is_own(target):
+                return target
             return _compile_into(target, compiler, source)
         except OSError as error:  # read-only or full: try the next folder
             failures.append(f'{folder}: {error}')
@@ -116,30 +137,44 @@ def _user() -> str:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether `path` exists and belongs to this user or to root: what lies there is code that we run."""
+    """Whether `path` exists and only this user or root can change it: what lies there is code that we run."""
     try:
         status = path.stat()
     except OSError:
         return False
-    return not hasattr(os, 'getuid') or status.st_uid in (os.getuid(), 0)
+    return not hasattr(os, 'getuid') or (status.st_uid in (os.getuid(), 0) and not status.st_mode & stat.S_IWOTH)
 
 
-def _compile_into(target: Path, compiler: str, source: str) -> Path:
+def _compile_into(target: Path, compiler: list[str], source: str) -> Path:
     """Compile beside `target`, then rename: whoever looks at `target` sees all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='build-') as work:
         code, built = Path(work) / 'scan.cpp', Path(work) / target.name
         code.write_text(source)
         # Apple's and some ARM compilers know -mcpu=native but not -march=native
         for tuning in (['-march=native'], ['-mcpu=native'], []):
-            command = [compiler, *_FLAGS, *tuning, '-o', str(built), str(code)]
-            try:
-                result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
-            except subprocess.TimeoutExpired:
-                raise CompileError(f'{compiler} took more than {_COMPILE_SECONDS} s') from None
-            if result.returncode == 0:
+            status, errors = _run_patiently([*compiler, *_FLAGS, *tuning, '-o', str(built), str(code)])
+            if status == 0:
                 os.replace(built, target)
                 return target
-        raise CompileError(f'{compiler} failed:\n{result.stderr.strip()[-2000:]}')
+        raise CompileError(f'{" ".join(compiler)} failed:\n{errors.strip()[-2000:]}')
+
+
+def _run_patiently(command: list[str]) -> tuple[int, str]:
+    """Exit status and errors of the compiler; says every `_PATIENCE_SECONDS` that it is still being waited for."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            waited = 0
+            while waited < _COMPILE_SECONDS:
+                try:
+                    _, errors = process.communicate(timeout=_PATIENCE_SECONDS)
+                    return process.returncode, errors
+                except subprocess.TimeoutExpired:
+                    waited += _PATIENCE_SECONDS
+                    _logger.warning('still compiling the C++ scan kernel, once, after %d s: %s', waited, command[0])
+        finally:
+            if process.poll() is None:
+                process.kill()
+    raise CompileError(f'{command[0]} took more than {_COMPILE_SECONDS} s')
 
 
 @lru_cache(maxsize=1)

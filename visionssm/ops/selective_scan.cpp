@@ -4,7 +4,28 @@
 // run of channels of the visited token, whatever the order, and nothing is permuted in memory. All directions of a block
 // belong to one item: they add to the same output rows without a race. State and arithmetic are fp32.
 //
-// The math is `_reference.py`; W is the vector width, N the state size, T the steps.
+// At step t a direction visits token p and takes its parameters from token q; A, B, C, h, r, g, q and a are over N
+// states, u, dt, y and D over channels:
+//
+//     forward     x[t] = delta[q] + bias;   dt[t] = softplus(x[t]);   a[t] = exp(dt[t] A)
+//         (1)     h[t] = a[t] h[t-1] + dt[t] B[q] u[p]
+//         (2)     r[t] = a[t] r[t+1] + dt[t] B[q] u[p]           local window: from the right, restarts in every run
+//         (3)     s[t] = h[t] + a[t] r[t+1]
+//         (4)     y[t] = C[q] . s[t] + D u[p];   out[p] += y[t] SiLU(z[p])
+//     backward    dout is the gradient of out[p]
+//         (5)     dz[p] += dout y[t] SiLU'(z[p]);   dy[t] = dout SiLU(z[p]);   dD += dy[t] u[p]
+//         (6)     dC[q] += sum over channels of dy[t] s[t];   c[t] = C[q] dy[t]
+//         (7)     g[t] = c[t] + a[t+1] g[t+1]                    gradient of h[t], from the right
+//         (8)     q[t] = a[t-1] (c[t-1] + q[t-1])                gradient of r[t], from the left; restarts with r
+//         (9)     d log a[t] = a[t] (g[t] h[t-1] + r[t+1] (c[t] + q[t]))
+//        (10)     db[t] = g[t] + q[t];   dB[q] += sum over channels of db[t] dt[t] u[p]
+//        (11)     du[p] += dt[t] (db[t] . B[q]) + D dy[t]
+//        (12)     dA += d log a[t] dt[t];   d dt[t] = d log a[t] . A + u[p] (db[t] . B[q])
+//        (13)     ddelta[q] += d dt[t] sigmoid(x[t]);   dbias likewise
+//
+// Without a window there is no (2) and no (8), and s = h. The backward pass runs (1) once to find the state before every
+// chunk of steps; then, from the last chunk to the first, I. (1) again with all decays and states kept, II. (2), (3) and
+// (8) if there is a window, III. (5) to (13) from right to left. `reference.py` is the definition; W is the vector width.
 
 #include <atomic>
 #include <cmath>
@@ -94,9 +115,19 @@ INLINE float lane_sum(const float *p) {
 INLINE vf from_half(vh bits, int64_t dtype) {
 #if HAS_FP16
   if (dtype == FP16) {
+#if W == 16  // gcc converts lane by lane
+    __m256i raw;
+    memcpy(&raw, &bits, sizeof raw);
+    return _mm512_cvtph_ps(raw);
+#elif W == 8 && defined(__F16C__)
+    __m128i raw;
+    memcpy(&raw, &bits, sizeof raw);
+    return _mm256_cvtph_ps(raw);
+#else
     vf16 x;
     memcpy(&x, &bits, sizeof x);
     return __builtin_convertvector(x, vf);
+#endif
   }
 #endif
   vu wide = __builtin_convertvector(bits, vu) << 16;
@@ -125,7 +156,13 @@ INLINE void store_any(void *base, int64_t at, vf v, int64_t dtype, int64_t n) {
   vh bits;
 #if HAS_FP16
   if (dtype == FP16) {
-    vf16 x = __builtin_convertvector(v, vf16);
+#if W == 16
+    const __m256i x = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif W == 8 && defined(__F16C__)
+    const __m128i x = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const vf16 x = __builtin_convertvector(v, vf16);
+#endif
     memcpy(&bits, &x, sizeof bits);
   } else
 #endif
@@ -609,7 +646,7 @@ static Plan backward_plan(const Scan &s, int64_t blocks) {
   return plan;
 }
 
-// Forward over steps [t0, t1) from `state`, which ends as the last state; `keep`: also store decays, states, dt.
+// I. (1) over steps [t0, t1) from `state`, which ends as the last state; `keep`: also store decays, states, dt.
 template <int NS, bool FAST>
 static void recompute(const View<FAST> view, const float *rates, vf bias, int64_t t0, int64_t t1, float *state, float *a,
                       float *h, float *dts, float *slopes) {
@@ -667,7 +704,7 @@ INLINE vf gated(const View<FAST> &view, int64_t t, int64_t p) {
   return g * z * sigmoid(z);
 }
 
-// The local backward scan of a chunk: r[t+1] of every step, what the output reads, and the adjoint q.
+// II. (2), (3) and (8) of a chunk: r[t+1] of every step, what the output reads, and the adjoint q.
 template <bool FAST>
 static void local_chunk(const View<FAST> &view, const Plan &plan, int64_t t0, int64_t t1, float *m) {
   const Scan &s = view.s;
@@ -711,6 +748,7 @@ INLINE void put_row(float *row, vf value, int64_t lanes, bool add) {
   store_part(row, add ? load_part(row, lanes) + value : value, lanes);
 }
 
+// III. (5) to (13) of one block of channels over steps [t0, t1), from right to left.
 template <int NS, bool LOCAL, bool FAST>
 static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int64_t block, int64_t t0, int64_t t1,
                     const float *rates, float *m) {
@@ -738,7 +776,7 @@ static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int
     const float *Bq = view.B + pq * view.B_l, *Cq = view.C + pq * view.C_l;
     const vf u = view.u(p), dt = load(dts + i * W), du = dt * u;
     vf g = output_grad(view, t, p), dy = g, z = {}, gate = {};
-    if (gated) {
+    if (gated) {  // (5)
       z = view.z(p);
       gate = sigmoid(z);
       dy = g * z * gate;
@@ -748,25 +786,25 @@ static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int
     for (int64_t j = 0; j < N; j++) {
       const int64_t at = (i * N + j) * W;
       const vf c = dy * Cq[j], seen = load(read + at), decay = load(a + at);
-      const vf adj = c + load(carry + j * W);
-      vf db = adj, da = adj * load(h + at);
+      const vf adj = c + load(carry + j * W);      // (7)
+      vf db = adj, da = adj * load(h + at);        // (9), (10)
       if (LOCAL) {
         db += load(q + at);
         da += load(r + at) * (c + load(q + at));
       }
-      store(dC + at, load(dC + at) + dy * seen);
-      store(dB + at, load(dB + at) + db * du);
+      store(dC + at, load(dC + at) + dy * seen);   // (6)
+      store(dB + at, load(dB + at) + db * du);     // (10)
       if (gated) y += seen * Cq[j];
       weighted += db * Bq[j];
       da *= decay;
       ddt += da * load(rates + (scalar ? 0 : j) * W);
-      store(dA + j * W, load(dA + j * W) + da * dt);
+      store(dA + j * W, load(dA + j * W) + da * dt);  // (12)
       store(carry + j * W, decay * adj);
     }
     sum_D += dy * u;
-    vf raw = (ddt * (1.0f / LOG2E) + weighted * u) * (softplus ? load(slopes + i * W) : splat(1.0f));
+    vf raw = (ddt * (1.0f / LOG2E) + weighted * u) * (softplus ? load(slopes + i * W) : splat(1.0f));  // (12), (13)
     sum_bias += raw;
-    put_row(grad_u + p * view.du_p, weighted * dt + skip * dy, lanes, add_u);
+    put_row(grad_u + p * view.du_p, weighted * dt + skip * dy, lanes, add_u);  // (11)
     put_row(grad_delta + pq * view.dd_p, raw, lanes, add_delta);
     if (gated) put_row(grad_z + p * channels, g * y * gate * (1.0f + z * (1.0f - gate)), lanes, true);
   }
