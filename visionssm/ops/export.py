@@ -172,6 +172,13 @@ def add_rows(count: int, index: Tensor, rows: Tensor) -> Tensor:
     return out.index_put((index,), rows, accumulate=True)
 
 
+def add_tokens(length: int, index: Tensor, tokens: Tensor) -> Tensor:
+    """Zeros (B, L, D) with every token of (B, T, D) added at its `index` (T,), so that every exporter adds all."""
+    batch, channels = tokens.shape[0], tokens.shape[2]
+    places = torch.arange(batch, device=tokens.device)[:, None] * length + index.long()
+    return add_rows(batch * length, places.flatten(), tokens.reshape(-1, channels)).reshape(batch, length, channels)
+
+
 class _AddRows(torch.autograd.Function):
     """`index_add` along axis 0 for the tracing ONNX exporter, which would add rows of one index only once."""
 
