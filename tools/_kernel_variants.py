@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from visionssm_kernels import selective_scan as scan
 
+from visionssm.ops.inputs import ScanInputs
+
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
     'sm_90': GPUTarget('cuda', 90, 32),
@@ -143,7 +145,8 @@ def launches(problem: Problem, dtype: torch.dtype, backward: bool, deterministic
     steps = problem.steps or length
     order = None if steps < 0 else empty(directions, steps, dtype=torch.int32)
     param_order = empty(directions, steps, dtype=torch.int32) if problem.param_order else None
-    inputs = (u, delta, rates, b, c, skip, z, bias, order, param_order, True, problem.mode, problem.window)
+    values = (u, delta, rates, b, c, skip, z, bias, order, param_order, True, problem.mode, problem.window, False)
+    inputs = ScanInputs(*values)
     rows = length if problem.mode != scan.PER_STEP or steps < 0 else steps
     grad = empty(batch, rows, channels) if problem.mode == scan.MERGED else empty(batch, rows, directions, channels)
     found: list[Launch] = []
@@ -153,9 +156,9 @@ def launches(problem: Problem, dtype: torch.dtype, backward: bool, deterministic
     try:
         with mock.patch.multiple(scan, **recorders):
             if backward:
-                scan.backward(grad, None, *inputs)
+                scan.backward((grad, None), inputs)
             else:
-                scan.forward(*inputs, False)
+                scan.forward(inputs)
     finally:
         torch.use_deterministic_algorithms(was)
     return found
