@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import timm
@@ -22,9 +23,10 @@ from visionssm.apps.classify import classify  # noqa: E402
 from visionssm.catalog.models import model_names  # noqa: E402
 from visionssm.data.digits import image_size, load_digits  # noqa: E402
 from visionssm.demo import run as demo  # noqa: E402
+from visionssm.demo import training
 from visionssm.scans import get_scan  # noqa: E402
 
-TINY = demo.DemoOptions('test_vmamba', epochs=1, limit=150)
+TINY = training.DemoOptions('test_vmamba', epochs=1, limit=150)
 FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
 
 
@@ -41,7 +43,7 @@ def unchanged_process():
 def finished(tmp_path_factory):
     """A finished tiny run: (folder, result, lines said)."""
     folder, lines = tmp_path_factory.mktemp('demo') / 'runs' / 'demo', []
-    return folder, demo.run_demo(demo.replace(TINY, scan='spiral'), folder, lines.append), lines
+    return folder, demo.run_demo(replace(TINY, scan='spiral'), folder, lines.append), lines
 
 
 def test_split_is_fixed_stratified_and_disjoint():
@@ -102,14 +104,14 @@ def test_picture_is_a_picture(finished):
 
 
 def train(options):
-    with demo.make_trainer(options) as trainer:
-        return demo.train(trainer)
+    with training.make_trainer(options) as trainer:
+        return training.train(trainer)
 
 
 def test_same_seed_same_model():
     first, second = (train(TINY) for _ in range(2))
     assert torch.equal(first.probabilities, second.probabilities)
-    other = train(demo.replace(TINY, seed=1))
+    other = train(replace(TINY, seed=1))
     assert not torch.equal(first.probabilities, other.probabilities)
 
 
@@ -125,7 +127,7 @@ def test_training_leaves_the_global_generators_alone():
 
 def classes_of_noise(options):
     """Untrained logits of an image of the size that the demo gives the model, and the model."""
-    with demo.make_trainer(options) as trainer, torch.inference_mode():
+    with training.make_trainer(options) as trainer, torch.inference_mode():
         return trainer.model.eval()(torch.rand(1, *trainer.image.input_size)), trainer.model
 
 
@@ -134,16 +136,16 @@ def classes_of_noise(options):
 def test_any_backbone_takes_any_scan(name, scan):
     if name == 'test_mambaout' and scan:  # the one that scans nothing
         with pytest.raises(ValueError, match='no scan order to choose'):
-            demo.recipe_of(demo.DemoOptions(name, scan))
+            training.recipe_of(training.DemoOptions(name, scan))
         return
-    logits, model = classes_of_noise(demo.DemoOptions(name, scan))
+    logits, model = classes_of_noise(training.DemoOptions(name, scan))
     assert scan is None or get_scan(scan).name == get_scan(model.scan).name
     assert logits.shape == (1, 10)
 
 
 @pytest.mark.parametrize('name', model_names('*_nano'))
 def test_small_models_take_the_digits(name):
-    assert classes_of_noise(demo.DemoOptions(name))[0].shape == (1, 10)
+    assert classes_of_noise(training.DemoOptions(name))[0].shape == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_rerun_replaces_an_earlier_demo_only(finished, tmp_path):
     output = tmp_path / 'demo'
     demo.run_demo(TINY, output, lambda line: None)
     before = (output / 'model.safetensors').read_bytes()
-    demo.run_demo(demo.replace(TINY, seed=3), output, lambda line: None)
+    demo.run_demo(replace(TINY, seed=3), output, lambda line: None)
     assert {path.name for path in output.iterdir()} == FILES
     assert (output / 'model.safetensors').read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ['demo']

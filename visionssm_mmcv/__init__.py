@@ -10,6 +10,7 @@ goes behind all others. Nothing of `visionssm` is imported before the operators 
 """
 
 import sys
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -39,9 +40,7 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(EXTENSION, self) if name == EXTENSION else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        from visionssm.openmmlab import mmcv_ext
-
-        mmcv_ext.install()
+        import_module('visionssm.openmmlab.mmcv_ext').install()  # which imports this module
         return sys.modules[EXTENSION]
 
     def exec_module(self, module: ModuleType) -> None:

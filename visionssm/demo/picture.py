@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from visionssm.data.digits import Digits
 
-    from .run import Trained
+    from .training import Trained
 
 _INK, _FAINT, _LINE, _GOOD, _BAD, _SECOND = '#1b1f24', '#5b6570', '#d5dae0', '#2f7d4f', '#c0392b', '#7a2f8f'
 _SAMPLES = 24

@@ -7,143 +7,30 @@ pixels. A stratified fifth is held out and never trained on. Needs the extra `de
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from visionssm.apps.classify import classify
-from visionssm.catalog.configs import find_config
-from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.data.digits import CLASSES, Digits, load_digits
 from visionssm.extras import check_extra
 from visionssm.files import check_replaceable, replaced_folder
-from visionssm.scans import get_scan
-from visionssm.train.checkpoint import random_states, set_random_states
 from visionssm.train.loop import Epoch
 from visionssm.train.model import save_model
-from visionssm.train.parallel import start_processes
-from visionssm.train.recipe import Recipe, load_recipe
 from visionssm.train.run import Trainer
 
+from .training import DemoOptions, Trained, logits_of, make_trainer, recipe_of, train
+
 _FILES = {'config.json', 'model.safetensors', 'history.csv', 'demo.png', 'samples'}
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What to train; all else is said by the recipe `digits`.
-
-    Attributes:
-        model: Registered name.
-        scan: Scan order: a name or JSON; None: the model's own.
-        epochs: Passes over the training images.
-        seed: Of weights, shuffling and augmentation.
-        limit: Use only so many training images per epoch; None: all.
-    """
-
-    model: str = 'vmamba_nano'
-    scan: str | None = None
-    epochs: int = 16
-    seed: int = 0
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model and how it does on the held-out images.
-
-    Attributes:
-        model: In evaluation mode.
-        images: Those images as the model takes them, (n, 1, S, S).
-        history: One entry per epoch.
-        probabilities: Of the held-out images, (n, 10).
-        accuracy: On them, in [0, 1].
-    """
-
-    model: nn.Module
-    images: Tensor
-    history: list[Epoch]
-    probabilities: Tensor
-    accuracy: float
 
 
 def check_extras() -> None:
     """Raise `MissingExtraError` unless scikit-learn, matplotlib and tqdm can be imported."""
     check_extra('the demo', 'demo', 'sklearn', 'matplotlib', 'tqdm')
-
-
-def recipe_of(options: DemoOptions) -> Recipe:
-    """The recipe `digits` with the model, scan order, length and seed of `options`.
-
-    Raises:
-        ValueError: If the model or the scan is unknown, or the model has no scan to choose.
-    """
-    check_model(options.model)
-    model_args = {}
-    if options.scan is not None:
-        try:
-            get_scan(options.scan)
-        except TypeError as error:  # an argument of the wrong type, in text that a user typed
-            raise ValueError(str(error)) from error
-        if not takes_argument(sketch(options.model), 'scan'):
-            raise ValueError(f'{options.model} has no scan order to choose; leave --scan out')
-        model_args['scan'] = options.scan
-        sketch(options.model, **model_args)  # raises if the scan does not fit the model
-    recipe = load_recipe(find_config('digits'))
-    return replace(
-        recipe,
-        model=options.model,
-        model_args=model_args,
-        epochs=options.epochs,
-        warmup_epochs=min(1, options.epochs - 1),
-        batch_size=min(recipe.batch_size, options.limit or recipe.batch_size),
-        train_samples=options.limit,
-        seed=options.seed,
-    )
-
-
-@contextmanager
-def make_trainer(options: DemoOptions) -> Iterator[Trainer]:
-    """The trainer of `options` on the CPU; afterwards the random generators are as they were.
-
-    Raises:
-        ValueError: As `recipe_of`.
-    """
-    states = random_states(torch.device('cpu'))
-    try:
-        with start_processes('cpu') as processes:
-            yield Trainer(recipe_of(options), processes, lambda line: None)
-    finally:
-        set_random_states(states, torch.device('cpu'))
-
-
-def train(
-    trainer: Trainer,
-    on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> Trained:
-    """Train; what is evaluated and returned is the running average of the weights.
-
-    Args:
-        trainer: As `make_trainer` gives it.
-        on_step: Called after every update.
-        on_epoch: Called after every epoch.
-    """
-    history = trainer.fit(on_step=lambda _: on_step(), on_epoch=on_epoch)
-    model = trainer.ema.module.eval()
-    images, labels = (torch.cat(parts) for parts in zip(*trainer.data.eval_batches(), strict=True))
-    logits = _logits(model, images)
-    accuracy = (logits.argmax(1) == labels).float().mean().item()
-    return Trained(model, images, history, logits.softmax(1), accuracy)
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([model(part) for part in images.split(128)])
 
 
 def reload(folder: Path) -> nn.Module:
@@ -188,7 +75,7 @@ def run_demo(
         note = f'trained by `visionssm demo` on scikit-learn digits: {trained.accuracy:.2%} of a held-out fifth'
         save_model(trained.model, folder, CLASSES, trainer.model_args, note)
         loaded = reload(folder)
-        if not torch.equal(_logits(loaded, trained.images), _logits(trained.model, trained.images)):
+        if not torch.equal(logits_of(loaded, trained.images), logits_of(trained.model, trained.images)):
             raise RuntimeError('the model loaded back from its folder does not give the same logits')
         say('saved, and loaded back through timm with identical logits')
         files = _write_samples(digits, folder / 'samples')
