@@ -10,10 +10,11 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():  # before anything imports triton: it reads this once
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
-# its tests run where OpenMMLab is installed: `pip install ".[openmmlab,test]"`
-collect_ignore = [] if importlib.util.find_spec('mmengine') else ['openmmlab']
+# their tests run where OpenMMLab and transformers are installed: the extras `openmmlab` and `clients`
+OTHERS = {'openmmlab': 'mmengine', 'clients': 'transformers'}
+collect_ignore = [folder for folder, package in OTHERS.items() if not importlib.util.find_spec(package)]
 
 
 def pytest_terminal_summary(terminalreporter):
-    if collect_ignore:
-        terminalreporter.write_line('left out: tests/openmmlab, as mmengine is not installed')
+    for folder in collect_ignore:
+        terminalreporter.write_line(f'left out: tests/{folder}, as {OTHERS[folder]} is not installed')

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models import PretrainedCfg, model_entrypoint, save_for_hf
+from timm.models import PretrainedCfg, model_entrypoint
 from torch import Tensor, nn
 
 from visionssm.catalog.models import check_model, sketch, tag_record, takes_argument
@@ -28,6 +28,7 @@ from visionssm.weights.published import container_of, family_of, published_files
 from visionssm.weights.records import Published
 
 from .card import folder_card
+from .folder import write_model
 
 FILES = ('README.md', 'config.json', 'model.safetensors', 'backbone_extra.safetensors')
 _EXTRA = FILES[-1]
@@ -136,13 +137,7 @@ def convert(
     with replaced_folder(output) as folder:
         stored_args = {**model_args, **shape_args}
         del stored_args['num_classes']
-        save_for_hf(
-            model,
-            str(folder),
-            model_config={'provenance': provenance},
-            model_args=stored_args,
-            safe_serialization=True,
-        )
+        write_model(model, folder, {'provenance': provenance}, stored_args)
         if extra:
             save_file(extra, folder / _EXTRA)
         stored = json.loads((folder / 'config.json').read_text(encoding='utf-8'))

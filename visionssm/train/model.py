@@ -9,12 +9,12 @@ from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.models import save_for_hf
 from torch import nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.data.digits import fitting_size
 from visionssm.files import added_files
+from visionssm.hub.folder import write_model
 from visionssm.models.builder import weights_file
 
 from .data import ImageConfig
@@ -121,10 +121,4 @@ def save_model(
         model_args['img_size'] = model.pretrained_cfg['input_size'][-1]
     model.pretrained_cfg['notes'] = (note,)
     with added_files(folder) as partial:
-        save_for_hf(
-            model,
-            str(partial),
-            model_config={'label_names': list(label_names)} if label_names else None,
-            model_args=model_args,
-            safe_serialization=True,
-        )
+        write_model(model, partial, {'label_names': list(label_names)} if label_names else None, model_args)
