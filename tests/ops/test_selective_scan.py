@@ -471,3 +471,30 @@ def test_selective_scan_fn_checks_the_rest(shape):
     assert selective_scan_fn(half, half, A, B, B, z=z).dtype == torch.bfloat16
     with pytest.raises(TypeError, match='z is torch.bfloat16 and u is torch.float32'):
         selective_scan_fn(u, u, A, B, B, z=z.bfloat16())
+
+
+@pytest.mark.parametrize('value', [float('inf'), -float('inf'), float('nan')])
+@pytest.mark.parametrize('name', ['u', 'delta', 'B', 'C', 'D', 'z', 'delta_bias'])
+def test_values_that_are_not_finite(name, value):
+    """What is infinite, what is NaN and what stays finite is the same on every backend, in every gradient."""
+    tensors = problem(B=1, L=4, K=1, D=2, N=2, z=True)
+    tensors[name].view(-1)[0] = value
+
+    def kinds(backend):
+        leaves = {k: x.clone().requires_grad_() for k, x in tensors.items()}
+        out = selective_scan(**leaves, delta_softplus=True, backend=backend)
+        found = [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
+        return [torch.where(x.isfinite(), 0.0, x) for x in found]
+
+    expected = kinds('reference')
+    for backend in BACKENDS:
+        torch.testing.assert_close(kinds(backend), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_an_infinitely_fast_decay_forgets(backend):
+    tensors = problem(L=5, K=1, N=2)
+    tensors['A'] = torch.full_like(tensors['A'], -float('inf'))
+    limit = {**tensors, 'A': torch.full_like(tensors['A'], -1e30)}
+    out, expected = (selective_scan(**t, delta_softplus=True, backend=backend) for t in (tensors, limit))
+    assert_close('out', out, expected)

@@ -247,16 +247,21 @@ INLINE vf log1pv(vf e) {
   return p * e;
 }
 
+// NaN where x is, 0 elsewhere: max and the exponent arithmetic lose it
+INLINE vf nan_of(vf x) { return x != x ? x : vf{}; }
+
 INLINE vf softplus(vf x, vf *sigmoid) {
   vf e = exp2v(absolute(x) * -LOG2E);
   if (sigmoid) {
     vf r = 1.0f / (1.0f + e);
     *sigmoid = x < 0 ? e * r : r;
   }
-  // x - x is 0, and NaN where x is: max and the exponent arithmetic would lose that
-  return positive_part(x) + log1pv(e) + (x - x);
+  return positive_part(x) + log1pv(e) + nan_of(x);
 }
-INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp2v(x * -LOG2E)) + (x - x); }
+INLINE vf sigmoid(vf x) {
+  vf y = 1.0f / (1.0f + exp2v(x * -LOG2E)) + nan_of(x);
+  return x < -3.4028235e38f ? vf{} : y;  // exp2v stops short of infinity
+}
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 
@@ -382,10 +387,13 @@ struct View {
       memcpy(rates + j * W, lane, sizeof lane);
     }
   }
-  // the skip weights, NaN where a decay rate is NaN: exp2v would lose it
+  // the skip weights, NaN where a decay rate is NaN or infinitely large: exp2v would lose it
   vf skip(const float *rates, int64_t v = 0) const {
     vf d = per_channel(s.D, v);
-    for (int64_t j = 0; j < (s.scalar_decay ? 1 : s.states); j++) d += load(rates + j * W) * 0.0f;
+    for (int64_t j = 0; j < (s.scalar_decay ? 1 : s.states); j++) {
+      const vf rate = load(rates + j * W);
+      d += rate > 0 ? rate * 0.0f : nan_of(rate);
+    }
     return d;
   }
   INLINE_MEMBER int64_t out_row(int64_t t, int64_t p) const { return out_base + p * out_p + t * out_t; }
@@ -765,6 +773,10 @@ static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int
   float *grad_u = s.du + view.du_base, *grad_delta = s.ddelta + view.dd_base;
   float *grad_z = gated ? s.dz + view.b * s.length * channels + view.d0 : nullptr;
   const float *dts = m + plan.dt, *slopes = m + plan.slope;
+  vi valid;
+  for (int64_t i = 0; i < W; i++) valid[i] = i < lanes ? -1 : 0;
+  // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
+  auto inside = [&](vf x) { return FAST ? x : valid ? x : vf{}; };
   for (int64_t t = t1 - 1; t >= t0; t--) {
     if (FAST && t >= AHEAD) {
       const int64_t soon = t - AHEAD, token = view.token(soon);
@@ -792,8 +804,8 @@ static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int
         db += load(q + at);
         da += load(r + at) * (c + load(q + at));
       }
-      store(dC + at, load(dC + at) + dy * seen);   // (6)
-      store(dB + at, load(dB + at) + db * du);     // (10)
+      store(dC + at, load(dC + at) + inside(dy * seen));   // (6)
+      store(dB + at, load(dB + at) + inside(db * du));     // (10)
       if (gated) y += seen * Cq[j];
       weighted += db * Bq[j];
       da *= decay;
