@@ -63,7 +63,7 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
         f'# {title}',
         wrap(
             f'{family.title if family else name} in the layout of [timm](https://github.com/huggingface/'
-            'pytorch-image-models); `import visionssm` registers the architecture.'
+            'pytorch-image-models); `import visionssm` registers the architecture, for timm and for transformers.'
         ),
         table(['', ''], [[fact, value] for fact, value in facts.items() if value]),
     ]
