@@ -276,9 +276,9 @@ def test_pyramids():
     assert sizes == [(16, 20, 28), (16, 10, 14), (16, 5, 7), (16, 3, 4)]
     sizes = [tuple(y.shape[1:]) for y in SimplePyramid(16, 8)([x])]
     assert sizes == [(8, 20, 28), (8, 10, 14), (8, 5, 7), (8, 3, 4), (8, 2, 2)]
-    with pytest.raises(ValueError, match='1 maps came'):
+    with pytest.raises(ValueError, match='ResamplePyramid takes 4 maps, not 1'):
         ResamplePyramid(16)([x])
-    with pytest.raises(ValueError, match='2 maps came'):
+    with pytest.raises(ValueError, match='SimplePyramid takes 1 map, not 2'):
         SimplePyramid(16)([x, x])
 
 

@@ -115,14 +115,14 @@ def test_evaluation_has_a_folder_and_the_classes_of_training(folder, tmp_path):
     assert make(tmp_path / 'images', 'val_split=null').images == 24
     (tmp_path / 'images' / 'train' / 'emu').mkdir()
     shutil.copy(tmp_path / 'images' / 'train' / 'cat' / '00.png', tmp_path / 'images' / 'train' / 'emu')
-    with pytest.raises(ValueError, match='the data have 3 classes, the model 2'):
+    with pytest.raises(ValueError, match='the data have 3 classes, and the model has 2'):
         make(tmp_path / 'images', 'val_split=null')
 
 
 def test_batches_that_do_not_fit(folder):
     for extra, message in (
         (['batch_size=25'], 'there are 24 training images'),
-        (['micro_batch=3'], 'no multiple of 3'),
+        (['micro_batch=3'], 'is not a multiple of 3'),
         (['batch_size=3', 'mixup=1'], 'even batches'),
         (['train_split=nothing', 'data=/no/such'], 'there is no such folder'),
     ):
@@ -143,7 +143,7 @@ def damaged(folder, tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_unreadable_images_are_counted_and_named_up_to_a_limit(damaged, workers):
     root, file = damaged
-    with pytest.raises(BadImagesError, match=rf'1 unreadable images, allowed by max_bad_images are 0: .*{file.name}'):
+    with pytest.raises(BadImagesError, match=rf'1 unreadable images, and max_bad_images is 0: .*{file.name}'):
         batches(make(root, f'workers={workers}'))
     lines = []
     data = make(root, f'workers={workers}', 'max_bad_images=1', say=lines.append)

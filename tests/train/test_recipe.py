@@ -62,7 +62,7 @@ def test_bases_that_cannot_be(tmp_path):
         ('mesa=1', 'set ema'),
         ('warmup_epochs=300', 'of 300 epochs'),
         ('lr', 'give key=value'),
-        ('lr=[', 'no YAML value'),
+        ('lr=[', 'is not a YAML value'),
     ],
 )
 def test_what_is_wrong_is_said(override, message):
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said(override, message):
 
 def test_files_that_are_no_recipes(tmp_path):
     file = tmp_path / 'recipe.yaml'
-    for text, message in (('- a', 'no keys and values'), ('a: [', 'no YAML'), ('modl: x', 'did you mean model')):
+    for text, message in (('- a', 'no keys and values'), ('a: [', 'is not YAML'), ('modl: x', 'did you mean model')):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_recipe(file)

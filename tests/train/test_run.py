@@ -243,7 +243,7 @@ def test_distils_from_any_timm_model(model, extra, trained, tmp_path):
 def test_teachers_that_do_not_fit(trained, tmp_path):
     for extra, message in (
         (['teacher=no_such'], 'cannot be loaded'),
-        (['num_classes=12'], '10 classes, the student 12'),
+        (['num_classes=12'], '10 classes, and the student has 12'),
     ):
         with pytest.raises(ValueError, match=message):
             train(recipe('test_vmamba', f'teacher=local-dir:{trained}', *extra), tmp_path, silent)

@@ -28,13 +28,13 @@ def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = Non
             raise ValueError(f'the image is {height}x{width}; the least is {minimum}x{minimum}')
         if size is not None and (height, width) != tuple(size):
             raise ValueError(
-                f'the image is {height}x{width} and the model made for {size[0]}x{size[1]}; build it with '
+                f'the image is {height}x{width} and the model was made for {size[0]}x{size[1]}; build it with '
                 'dynamic_img_size=True or img_size=, or call set_input_size'
             )
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) with channels next to each other in memory; in this form `torch.vmap` takes it, too."""
+    """Images (B, C, H, W) with channels next to each other in memory; this form also works under `torch.vmap`."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -43,7 +43,7 @@ class Stem(nn.Module):
 
     Attributes:
         least: Least height and width of an image.
-        step: What the sides may grow by without pixels left out at the border.
+        step: How many pixels a side may grow by at a time without leaving any out at the border.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class OverlapStem(Stem):
         patch_size: Stride p of both together: 1, 2 or 4.
 
     Raises:
-        ValueError: If `patch_size` is another.
+        ValueError: If `patch_size` is none of these.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
@@ -135,7 +135,7 @@ class ConvDownsample(nn.Module):
 
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:
-        """Do not halve the map; pixels that are `dilation` apart are read."""
+        """Do not halve the map; read pixels that are `dilation` apart."""
         self.conv.stride = (1, 1)
         spread(self.conv, dilation)
 
@@ -153,7 +153,7 @@ class GridEmbed(nn.Module):
     Attributes:
         reduction: Pixels per token along a side.
         least: Least height and width of an image.
-        step: What the sides may grow by without pixels left out at the border.
+        step: How many pixels a side may grow by at a time without leaving any out at the border.
         img_size: Height and width that the model is made for.
         grid_size: Rows and columns of tokens that such images give.
         num_patches: Their number.
@@ -162,10 +162,10 @@ class GridEmbed(nn.Module):
     step: int = 1
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Note the size and the grid that it gives.
+        """Note the image size and the grid that follows from it.
 
         Raises:
-            ValueError: If it is below the least.
+            ValueError: If the size is below the least.
         """
         height, width = to_2tuple(img_size)
         if min(height, width) < self.least:
@@ -186,7 +186,7 @@ class GridEmbed(nn.Module):
 class StridedPatchEmbed(GridEmbed):
     """Patches of `patch_size` every `stride` pixels as tokens (B, H', W', D), H' = (H - patch_size) // stride + 1.
 
-    timm's `PatchEmbed` has no stride of its own. Checking the image size is left to the model.
+    timm's `PatchEmbed` has no stride of its own. The model checks the image size.
 
     Args:
         img_size: Height and width that the model is made for.

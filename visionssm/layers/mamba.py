@@ -160,7 +160,7 @@ class MambaMixer(ScanningModule):
 
     @torch.jit.ignore
     def set_scan(self, order: ScanOrder) -> None:
-        """Take another order of as many directions."""
+        """Take another order with as many directions."""
         self.zeros = order.zeros
         self.along_rows = order.name in _ALONG_ROWS
         walks = _ALONG_ROWS.get(order.name, [False] * order.directions)
@@ -186,7 +186,7 @@ class MambaMixer(ScanningModule):
             walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
         else:
             walked = x[:, order.long()]  # (B, K, T, D), as visited
-        outputs = [  # one scan each: all at once would first have to put what every direction made side by side
+        outputs = [  # one scan each: a single one would first have to put the results of all directions side by side
             direction(walked[:, 0 if self.along_rows else k], z, order[k : k + 1], self.along_rows, local_window)
             for k, direction in enumerate(self.directions)
         ]
@@ -196,7 +196,7 @@ class MambaMixer(ScanningModule):
         if not self.along_rows:
             y = y * F.silu(z)
         if self.num_directions > 1:
-            y = y.div_(self.num_directions)  # in place: a map of fresh memory costs more than the division
+            y = y.div_(self.num_directions)  # in place: allocating another map costs more than the division
         return self.out_proj(y[:, :length] if self.zeros else y)
 
 
@@ -226,10 +226,10 @@ class MambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream (B, L, C) after the block, and what the mixer says in it."""
+        """The stream (B, L, C) after the block, and the mixer's output."""
         y = self.mixer(self.norm(x), order)
         return x + self.drop_path(y), y
 
     def forward(self, x: Tensor, order: Tensor) -> Tensor:
-        """Add what the mixer says to (B, L, C)."""
+        """Add the mixer's output to (B, L, C)."""
         return self.step(x, order)[0]

@@ -53,7 +53,7 @@ class Mlp(FastLinears):
 
 
 class ChannelGate(nn.Module):
-    """Squeeze-and-excitation weights (B, 1, 1, C) of a map (B, H, W, C); whoever asks multiplies.
+    """Squeeze-and-excitation weights (B, 1, 1, C) of a map (B, H, W, C); the caller multiplies.
 
     timm's `SqueezeExcite` multiplies its own input; GroupMamba weighs another map.
 

@@ -34,7 +34,7 @@ _inside = threading.local()
 class FastLinears(nn.Module):
     """A module inside which linear layers of fp32 tensors on a CPU run by `visionssm.ops.linear`, in eager mode.
 
-    The layers are `nn.Linear` and called as such, so hooks, adapters and all else that sits on them works.
+    The layers are `nn.Linear` and called as such, so hooks, adapters and all else attached to them work.
     """
 
     def __call__(self, *args, **kwargs):

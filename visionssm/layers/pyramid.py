@@ -35,10 +35,10 @@ class ResamplePyramid(nn.Module):
         """Resample (B, C, H, W) each.
 
         Raises:
-            ValueError: If they are not four.
+            ValueError: If there are not four.
         """
         if len(maps) != 4:
-            raise ValueError(f'{len(maps)} maps came; ResamplePyramid takes 4')
+            raise ValueError(f'ResamplePyramid takes 4 maps, not {len(maps)}')
         return self.fpn1(maps[0]), self.fpn2(maps[1]), self.fpn3(maps[2]), self.fpn4(maps[3])
 
 
@@ -72,9 +72,9 @@ class SimplePyramid(nn.Module):
         """The pyramid of the one (B, C, H, W) in `maps`.
 
         Raises:
-            ValueError: If it is not one.
+            ValueError: If there is not exactly one.
         """
         if len(maps) != 1:
-            raise ValueError(f'{len(maps)} maps came; SimplePyramid takes 1')
+            raise ValueError(f'SimplePyramid takes 1 map, not {len(maps)}')
         out = [level(maps[0]) for level in self.levels]
         return *out, out[-1][..., ::2, ::2]

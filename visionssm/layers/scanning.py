@@ -19,7 +19,7 @@ class ScanningModule(FastLinears):
     """A module that walks tokens along a scan order, which it holds as a string in `scan`."""
 
     def set_scan(self, order: ScanOrder) -> None:
-        """Take another order of as many directions."""
+        """Take another order with as many directions."""
         self.scan = order.to_json()
 
 
@@ -37,7 +37,7 @@ def change_scan(model: nn.Module, scan: ScanSpec, directions: int) -> ScanOrder:
     order = get_scan(scan, directions)
     if order.directions != directions:
         raise ValueError(
-            f'scan {order.to_json()} has {order.directions} directions and the model parameters for {directions}; '
+            f'scan {order.to_json()} has {order.directions} directions, and the model has parameters for {directions}; '
             f'choose an order that offers {directions}, or build a new model with scan={order.name!r}'
         )
     for module in model.modules():

@@ -69,7 +69,7 @@ class SS2D(ScanningModule):
 
     @torch.jit.ignore
     def set_scan(self, order: ScanOrder) -> None:
-        """Take another order of as many directions."""
+        """Take another order with as many directions."""
         super().set_scan(order)
         self.zeros = order.zeros
 

@@ -31,7 +31,7 @@ def decay_rates(A_log: Tensor) -> Tensor:
 @register_notrace_function
 def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer in the dtype of `weight`, whatever autocast says."""
-    if not torch.jit.is_scripting() and x.device.type != 'meta':  # there autocast does not exist
+    if not torch.jit.is_scripting() and x.device.type != 'meta':  # no autocast there
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.to(weight.dtype), weight, bias)
     return F.linear(x.to(weight.dtype), weight, bias)
@@ -161,7 +161,7 @@ class SelectiveSSM(nn.Module):
             x: Tokens in pixel order, (B, L, D).
             order: Visiting orders, (K, T); (1, T) with `index`.
             index: The one parameter set to use; -1: all, one per direction.
-            per_step: Return what each step puts out instead of summing it to its token.
+            per_step: Return the output of each step instead of adding it to its token.
 
         Returns:
             (B, L, D), or (B, T, K, D) with `per_step`; dtype of `x`.

@@ -1,4 +1,4 @@
-"""Every model family; importing registers them with timm. And what reads weights: `load_checkpoint`."""
+"""Every model family; importing this registers them with timm. Also `load_checkpoint`, which reads weights."""
 
 from importlib import import_module as _import_module
 

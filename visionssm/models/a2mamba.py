@@ -11,8 +11,8 @@ twice, `rpb.0` and `rpb.1`; the latter is what upstream ends up with, and what i
 bias of the global attention, (L, L) for L tokens, is resized like an image.
 
 Differs from upstream: maps are channels-last throughout and 1x1 convolutions are linear layers; the constant rotary
-angles are computed in fp32 instead of stored (`rope.angle` of a checkpoint is left out); NATTEN is not needed; scans of
-several directions are allowed, whose states are aggregated and summed.
+angles are computed in fp32 instead of stored (`rope.angle` of a checkpoint is left out); NATTEN is not needed; scans in
+several directions are allowed: their states are aggregated and summed.
 """
 
 import math
@@ -191,7 +191,7 @@ class Downsample(nn.Module):
 
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:
-        """Do not halve the map; pixels that are `dilation` apart are read."""
+        """Do not halve the map; read pixels that are `dilation` apart."""
         self.conv.conv.stride = (1, 1)
         spread(self.conv.conv, dilation)
 
@@ -292,7 +292,7 @@ class StateAggregation(ScanningModule):
 
     @torch.jit.ignore
     def set_scan(self, order: ScanOrder) -> None:
-        """Take another order of as many directions."""
+        """Take another order with as many directions."""
         super().set_scan(order)
         self.zeros = order.zeros
 
@@ -300,12 +300,12 @@ class StateAggregation(ScanningModule):
         """Mix further.
 
         Args:
-            y: What neighbourhood attention put out, (B, heads, H, W, D).
+            y: Output of neighbourhood attention, (B, heads, H, W, D).
             q: Not used.
             k: Not used.
             near: Weights of the first half of the heads, (B, heads / 2, H, W, window^2).
             far: Weights of the second half.
-            dilation: That of `far`.
+            dilation: Dilation of `far`.
 
         Returns:
             (B, H, W, C).
@@ -327,11 +327,11 @@ class StateAggregation(ScanningModule):
 
 
 class GlobalAttention(nn.Module):
-    """Attention of all positions with a learnt bias, whose values are what neighbourhood attention put out.
+    """Attention of all positions with a learnt bias, whose values are the output of neighbourhood attention.
 
     Args:
         num_heads: Heads.
-        tokens: Length that the bias is for; it is resized for others.
+        tokens: Length that the bias is for; other lengths resize it.
     """
 
     def __init__(self, num_heads: int, tokens: int, device=None, dtype=None) -> None:
@@ -355,7 +355,7 @@ class GlobalAttention(nn.Module):
         """
         height, width = y.shape[2], y.shape[3]
         tokens = height * width
-        # at the size that it is for this changes nothing; a branch would tie traced graphs to the example's size
+        # at its own size the bias stays as it is; a branch would tie traced graphs to the example's size
         bias = F.interpolate(at_least_fp32(self.rpb), (tokens, tokens), mode='bicubic').to(q.dtype)
         q, k, y = q.flatten(2, 3), k.flatten(2, 3), y.flatten(2, 3)
         x = attention(q, k, y, attn_mask=bias, scale=1.0)
@@ -401,7 +401,7 @@ class A2Mixer(FastLinears):
         self.out_proj = OutProjection(dim, dim, **dd)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        """Mix (B, H, W, C); `rope` as of `rotary_embedding`."""
+        """Mix (B, H, W, C); `rope` is what `rotary_embedding` gives."""
         height, width, window = x.shape[1], x.shape[2], self.window
         dilation = [widest_dilation(height, window), widest_dilation(width, window)]
         gate = self.gate(x)
@@ -508,7 +508,7 @@ class A2Mamba(Pyramid):
 
     Args:
         in_chans: Image channels.
-        num_classes: Classes; 0: no classifier, nor the projection before it: what comes out has `num_features`
+        num_classes: Classes; 0: no classifier, and no projection before it: the output has `num_features`
             channels. `reset_classifier(0)` keeps the projection, and pre-logits of `head_hidden_size` channels.
         global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
         img_size: Image size (one side, or height and width) that the bias of the global attention is for; images of
@@ -627,7 +627,7 @@ class A2Mamba(Pyramid):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier and pooling, as in every pyramid; without either, the layer before them goes too."""
+        """Set a new classifier and pooling, as in every pyramid; without either, the layer before them goes too."""
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         if num_classes < 1 and not pool:
             self._remove_head_proj()
@@ -640,7 +640,7 @@ class A2Mamba(Pyramid):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """What upstream exempts and timm's own rule (1-D parameters, biases) does not cover.
+        """What upstream exempts from weight decay beyond timm's own rule (1-D parameters, biases).
 
         Upstream decays all but those: `A_log`, the step projection, layer scales and bias tables are decayed. The skip
         `D` and the step bias are flat there and (K, D) here, so they are named.
@@ -652,7 +652,7 @@ class A2Mamba(Pyramid):
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'A2Mamba') -> dict[str, Tensor]:
         """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
 
-        Left out are `rpb.0`, a second name of the parameter `rpb.1`, the constant `rope.angle`, and the layer before
+        This leaves out `rpb.0`, a second name of the parameter `rpb.1`, the constant `rope.angle`, and the layer before
         the classifier if the model has neither. The bias of the global attention is resized if it is for another image
         size.
         """

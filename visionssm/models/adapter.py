@@ -167,7 +167,7 @@ class SpatialPrior(nn.Module):
 
 
 class PlainMambaAdapter(nn.Module):
-    """PlainMamba with a convolutional pyramid beside it; they exchange what they know between groups of blocks.
+    """PlainMamba with a convolutional pyramid beside it; the two exchange features between groups of blocks.
 
     Args:
         model: The model.
@@ -243,7 +243,7 @@ class PlainMambaAdapter(nn.Module):
     def forward_intermediates(
         self, x: Tensor, indices: list[int], output_fmt: str = 'NCHW', intermediates_only: bool = True
     ) -> list[Tensor]:
-        """Some of the maps; arguments as of the models."""
+        """Some of the maps; the arguments are those of the models."""
         maps = self(x)
         return [maps[i].permute(0, 2, 3, 1) if output_fmt == 'NHWC' else maps[i] for i in indices]
 

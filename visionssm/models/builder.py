@@ -33,7 +33,7 @@ def family_cfgs(family: str | Family, differing: Mapping[str, Mapping[str, Any]]
         **common: Entries of all.
 
     Raises:
-        ValueError: If `differing` names a model or a tag that there is not.
+        ValueError: If `differing` names a model or a tag that does not exist.
     """
     family = FAMILIES[family] if isinstance(family, str) else family
     cfgs = {}
@@ -70,7 +70,7 @@ def build(
 ) -> nn.Module:
     """`build_model_with_cfg` with our way to weights: fetched and verified, read without running anything, checked.
 
-    Features come by `forward_intermediates` and thus as NCHW maps, whatever the layout inside.
+    Features come from `forward_intermediates`, and so as NCHW maps, whatever the layout inside.
 
     Args:
         cls: Model class, with `checkpoint_filter_fn(state_dict, model)`: upstream names to ours.
@@ -81,7 +81,7 @@ def build(
 
     Raises:
         ValueError: If there are no weights, or they can't be read or do not fit.
-        WeightsError: If they can't be downloaded, or are not what they were.
+        WeightsError: If they can't be downloaded, or have changed since they were published.
     """
     pretrained_cfg = resolve_pretrained_cfg(
         variant, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
@@ -92,7 +92,7 @@ def build(
     if pretrained:
         weights = _read_weights(pretrained_cfg, container_of(variant), cache_dir)
         # timm downloads with pickles unrestricted (before 1.0.29), takes averaged weights first whatever upstream
-        # evaluates, and copies state dicts: it gets a stand-in, and the filter the weights
+        # evaluates, and copies state dicts: so it gets a stand-in, and the filter below returns the weights
         config = {name: value for name, value in config.items() if name not in source}
         config['state_dict'] = {'': torch.empty(0)}
     features_only = kwargs.get('features_only', False)
@@ -135,7 +135,7 @@ def _read_weights(config: PretrainedCfg, prefer: str, cache_dir: str | Path | No
     """The weights that a configuration points to, in timm's order of sources."""
     if config.source == 'local-dir':
         return load_checkpoint(weights_file(config.file), prefer=prefer)
-    from_hub = config.source == 'hf-hub'  # the name is of a repository: what is on its branch now is wanted
+    from_hub = config.source == 'hf-hub'  # the name is a repository's: the caller wants what is on its branch now
     if config.state_dict and not from_hub:
         return unwrap(config.state_dict, prefer=prefer)
     if config.file and not from_hub:

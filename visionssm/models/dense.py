@@ -9,7 +9,7 @@ from .builder import checkpoint_filter, take_indices
 
 
 class DenseModel(nn.Module):
-    """A model cut down to the maps of some levels; the layers behind the last one, the final norm and the head go.
+    """A model cut down to the maps of some levels; later layers, the final norm and the head are removed.
 
     Args:
         model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.

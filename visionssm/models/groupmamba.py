@@ -54,7 +54,7 @@ class ConvStem(Stem):
         patch_size: Stride p of all together: 2 or 4.
 
     Raises:
-        ValueError: If `patch_size` is another.
+        ValueError: If `patch_size` is neither.
     """
 
     def __init__(self, in_chans: int, hidden: int, dim: int, patch_size: int = 4, device=None, dtype=None) -> None:
@@ -295,7 +295,7 @@ class GroupMamba(Pyramid):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put new classifiers of `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
+        """Set new classifiers for `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
         old = self.head
         super().reset_classifier(num_classes, global_pool)
         self.head.apply(_init_weights)
@@ -312,7 +312,7 @@ class GroupMamba(Pyramid):
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'GroupMamba') -> dict[str, Tensor]:
         """Upstream names and shapes to ours, one tensor for one; names that fit nothing are left for the strict check.
 
-        A model without pooling has no use for the weights that refine the pooled token: they are left out.
+        The weights that refine the pooled token are left out for a model without pooling.
         """
         if 'stages.0.blocks.0.mixer.proj.weight' not in state_dict:
             state_dict = fit_shapes(rename(state_dict, _RENAMES), model)

@@ -32,7 +32,7 @@ class Isotropic(ScanningBackbone):
         features: What `forward_intermediates` gives: 'stream', or 'mixer' for what the block's mixer adds to it.
 
     Raises:
-        ValueError: If `global_pool` or `features` is another.
+        ValueError: If `global_pool` or `features` is none of these.
     """
 
     POOLS = ('', 'avg')
@@ -107,10 +107,10 @@ class Isotropic(ScanningBackbone):
             intermediates_only: Leave out the final features.
 
         Returns:
-            (final features as of `forward_features`, maps), or the maps.
+            (final features as `forward_features` gives them, maps), or the maps.
 
         Raises:
-            ValueError: If a block does not exist or the format is another.
+            ValueError: If a block does not exist, or the format is none of these.
         """
         if output_fmt not in ('NCHW', 'NHWC', 'NLC'):
             raise ValueError(f'output_fmt is {output_fmt!r}; allowed are NCHW, NHWC and NLC')
@@ -168,7 +168,7 @@ class Isotropic(ScanningBackbone):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier of `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
+        """Set a new classifier for `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
         like = next(self.parameters())
@@ -197,7 +197,7 @@ class Isotropic(ScanningBackbone):
 def init_mamba_stack(model: Isotropic) -> None:
     """Initialise patch and position embedding, output projections and classifier as Vim does.
 
-    The rest keeps what its modules start with.
+    Everything else keeps its modules' own initialisation.
     """
     trunc_normal_(model.pos_embed, std=0.02)
     lecun_normal_(model.patch_embed.proj.weight)
@@ -239,5 +239,5 @@ def _source_grid(tokens: int, model: Isotropic) -> tuple[int, int]:
         return embed.grid_size
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ValueError(f"pos_embed has {tokens} patches: not the model's {embed.num_patches}, and no square grid")
+        raise ValueError(f"pos_embed has {tokens} patches: neither the model's {embed.num_patches} nor a square grid")
     return side, side

@@ -84,7 +84,7 @@ class LBMambaBlock(MambaBlock):
         self.local_window = local_window
 
     def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream (B, L, C) after the block, and what the mixer says in it."""
+        """The stream (B, L, C) after the block, and the mixer's output."""
         window = window_by_length(order.shape[1]) if self.local_window is None else self.local_window
         y = self.mixer(self.norm(x), order, window)
         return x + self.drop_path(y), y

@@ -59,7 +59,7 @@ class MultiScaleMixer(FastLinears):
         d_state: States N per channel.
         expand: d_inner / dim.
         gate: Multiply the output by SiLU of a second half of the first projection.
-        norm_steps: Norm what each step puts out, before it is added to its token; else the sum of both branches.
+        norm_steps: Norm the output of each step, before it is added to its token; else the sum of both branches.
         upsample: How the half-resolution output grows, a mode of `torch.nn.functional.interpolate`.
         full_set: Which of the two parameter sets, 0 or 1, is that of the full-resolution branch.
         scan: Order of the full-resolution branch.
@@ -192,7 +192,7 @@ class MSVMamba(Pyramid):
         expand: Inner channels of the mixer over its width.
         mlp_ratio: Hidden / width of the MLPs.
         gate: Gate the mixer with SiLU of a second projection.
-        norm_steps: Norm what each step of a branch puts out, not the sum of both branches.
+        norm_steps: Norm the output of each step of a branch, not the sum of both branches.
         upsample: 'bilinear' or 'nearest': how the half-resolution output grows.
         full_set: Which of a mixer's two parameter sets, 0 or 1, is that of the full-resolution branch.
         post_norm: Norm behind the MLPs instead of before them.

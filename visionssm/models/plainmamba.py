@@ -180,7 +180,7 @@ class PlainMambaMixer(ScanningModule):
         dt = self.dt_proj(dt)
         A, D = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
-        if not self.permutation:  # a walk longer than the grid starts over with the parameters
+        if not self.permutation:  # a walk longer than the grid goes through the parameters again
             step = step % (height * width)
             dt, B, C = dt[:, step], B[:, step], C[:, step]
         dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)

@@ -66,7 +66,7 @@ class Pyramid(ScanningBackbone):
             and their convolutions are dilated instead. The weights are the same.
 
     Raises:
-        ValueError: If `output_stride` is another.
+        ValueError: If `output_stride` is none of these.
     """
 
     embedding = 'stem'
@@ -159,10 +159,10 @@ class Pyramid(ScanningBackbone):
             intermediates_only: Leave out the final features.
 
         Returns:
-            (final features as of `forward_features`, maps), or the maps.
+            (final features as `forward_features` gives them, maps), or the maps.
 
         Raises:
-            ValueError: If a stage does not exist or the format is another.
+            ValueError: If a stage does not exist, or the format is neither.
         """
         if output_fmt not in ('NCHW', 'NHWC'):
             raise ValueError(f'output_fmt is {output_fmt!r}; allowed are NCHW and NHWC')
@@ -183,7 +183,7 @@ class Pyramid(ScanningBackbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove stages behind the last one wanted, with the norm and head that do not fit then, or as asked."""
+        """Remove stages behind the last one wanted, with the norm and head if they no longer fit or if asked to."""
         taken, highest = take_indices(len(self.stages), indices)
         cut = highest < len(self.stages) - 1
         self.stages = self.stages[: highest + 1]
@@ -202,7 +202,7 @@ class Pyramid(ScanningBackbone):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier of `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
+        """Set a new classifier for `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         like = next(self.parameters())
         self.num_classes = num_classes

@@ -66,7 +66,7 @@ def place_renames(model: Pyramid) -> Renames:
         return f'stem.{stem.get(match[1], match[1])}.'
 
     def of_stage(match: re.Match) -> str:
-        # upstream counts a downsampling to the stage before it
+        # upstream counts a downsampling as part of the stage before it
         return f'stages.{int(match[1]) + 1}.downsample.{downsample.get(match[2], match[2])}.'
 
     return [

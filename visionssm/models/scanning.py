@@ -1,4 +1,4 @@
-"""What pyramids and models of one resolution have in common: a scan order that can change, and what dense heads ask."""
+"""What pyramids and models of one resolution share: a scan order that can change, and what dense heads need to know."""
 
 import torch
 from torch import nn

@@ -104,7 +104,7 @@ class VimBlock(MambaBlock):
         self.rotary = rotary
 
     def step(self, x: Tensor, walk: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The stream (B, L, C) after the block, and what the mixer says in it.
+        """The stream (B, L, C) after the block, and the mixer's output.
 
         Args:
             x: Stream.
@@ -115,7 +115,7 @@ class VimBlock(MambaBlock):
         return apply_rot_embed_cat(x, walk[1]) if self.rotary else x, y
 
     def forward(self, x: Tensor, walk: list[Tensor]) -> Tensor:
-        """Add what the mixer says to (B, L, C)."""
+        """Add the mixer's output to (B, L, C)."""
         return self.step(x, walk)[0]
 
 

@@ -144,7 +144,7 @@ class VMamba(Pyramid):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """What upstream exempts and timm's own rule (1-D parameters, biases) does not cover.
+        """What upstream exempts from weight decay beyond timm's own rule (1-D parameters, biases).
 
         Upstream decays everything but those, `A_log`, `dt_proj_bias` and the projections included. The skip `D` is flat
         there and (K, D) here, so it is named; in the Mamba-2 form it is 3-D there, and decayed.

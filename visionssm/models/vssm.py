@@ -48,7 +48,7 @@ def make_stem(kind: str, in_chans: int, dim: int, patch_size: int, device=None, 
     """Build the stem `kind`, one of `STEMS`.
 
     Raises:
-        ValueError: If it is another, or the stem does not take `patch_size`.
+        ValueError: If there is no such stem, or it does not take `patch_size`.
     """
     return _choose('stem', kind, STEMS)(in_chans, dim, patch_size, device=device, dtype=dtype)
 
@@ -74,7 +74,7 @@ def make_stages(
         dtype: Their type.
 
     Raises:
-        ValueError: If `downsample` is another, or `depths` and `dims` differ in length.
+        ValueError: If `downsample` is none of these, or `depths` and `dims` differ in length.
     """
     halve = _choose('downsample', downsample, DOWNSAMPLES)
     if len(depths) != len(dims):

@@ -32,13 +32,13 @@ class Checkpoints:
         return sorted((file for file in files if _NAME.fullmatch(file.name)), key=lambda file: file.name)
 
     def save(self, state: dict[str, Any], step: int, best: bool = False) -> Path:
-        """Write a checkpoint: under its name there is, at any moment, nothing or a whole file.
+        """Write a checkpoint; at every moment its name stands for a whole file or for none.
 
         Raises:
-            OSError: If it can't be written; those of before are still there.
+            OSError: If it can't be written; earlier ones are still there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in leftovers(self.folder):  # of a process that was killed
+        for leftover in leftovers(self.folder):  # left by a process that was killed
             leftover.unlink()
         file = self.folder / f'step-{step:08d}.pt'
         try:
@@ -74,16 +74,16 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or no checkpoint of a run.
+        ValueError: If it is damaged, or not a checkpoint of a run.
     """
     if not file.is_file():
         raise FileNotFoundError(f'no checkpoint at {file}')
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise nearly anything
+    except Exception as error:  # on foreign bytes the unpickler may raise nearly anything
         raise ValueError(f'{file} cannot be read as a checkpoint ({type(error).__name__})') from None
     if not isinstance(state, dict) or 'progress' not in state:
-        raise ValueError(f'{file} is no checkpoint of a run; to start from weights, set initial')
+        raise ValueError(f'{file} is not a checkpoint of a run; to start from weights, set initial')
     return state
 
 
@@ -101,7 +101,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_states` gave."""
+    """Restore what `random_states` returned."""
     random.setstate(states['python'])
     name, keys, *rest = states['numpy']
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -111,7 +111,7 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_cpu(*seeds: int) -> None:
-    """Seed the generators of this process that work on the CPU by several numbers."""
+    """Seed this process's CPU generators from several numbers."""
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)

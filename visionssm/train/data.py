@@ -1,4 +1,4 @@
-"""Images for training: an order that goes by seed and position alone, and so goes on anywhere after an interruption."""
+"""Images for training: an order that depends on seed and position alone, so a run can resume anywhere."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class TimmSource:
 
 
 class _Samples(Dataset):
-    """Transformed images by (position in the epoch, index); all randomness goes by seed, epoch and position.
+    """Transformed images by (position in the epoch, index); all randomness depends on seed, epoch and position.
 
     An unreadable image is replaced by the next in the data and named.
     """
@@ -151,7 +151,7 @@ class _Samples(Dataset):
 
 @contextmanager
 def _seeded(*seeds: int) -> Iterator[None]:
-    """Generators of this process seeded; with no loader processes it is the one that trains, so they are put back."""
+    """Generators of this process seeded; without loader processes that is the trainer, so they are restored."""
     states = random_states(_CPU)
     seed_cpu(*seeds)
     try:
@@ -254,7 +254,7 @@ class ImageData:
         say: Takes lines of text for the user.
 
     Raises:
-        ValueError: If there is no such data, or the batch does not go with them.
+        ValueError: If the data are not there, or the batch size does not suit them.
     """
 
     def __init__(
@@ -269,14 +269,14 @@ class ImageData:
         self.recipe, self.train, self.image, self.processes, self.say = recipe, train, image, processes, say
         self.classes: list[str] | None = getattr(train, 'classes', None)
         if self.classes is not None and len(self.classes) > num_classes:
-            raise ValueError(f'the data have {len(self.classes)} classes, the model {num_classes}')
+            raise ValueError(f'the data have {len(self.classes)} classes, and the model has {num_classes}')
         self.bad: list[str] = []
         self.restarts = 0
         share = recipe.batch_size // processes.count
         self.micro = min(recipe.micro_batch or share, share)
         if not self.micro or recipe.batch_size % (self.micro * processes.count):
             raise ValueError(
-                f'batch_size {recipe.batch_size} is no multiple of {self.micro or 1} (micro_batch) x '
+                f'batch_size {recipe.batch_size} is not a multiple of {self.micro or 1} (micro_batch) x '
                 f'{processes.count} (processes)'
             )
         self.accumulate = recipe.batch_size // (self.micro * processes.count)
@@ -303,7 +303,7 @@ class ImageData:
         if not recipe.mixup and not recipe.cutmix:
             return None
         if self.micro % 2:
-            raise ValueError(f'mixup and cutmix need even batches; {self.micro} images come at a time')
+            raise ValueError(f'mixup and cutmix need even batches; each has {self.micro} images')
         return Mixup(
             recipe.mixup,
             recipe.cutmix,
@@ -349,7 +349,7 @@ class ImageData:
             loader = self._stream_loader(self.recipe.val_split, False, 0)
         else:
             order = np.arange(len(self.val))
-            order = np.append(order, [_FILLER] * (-len(order) % self.processes.count))  # all processes run as often
+            order = np.append(order, [_FILLER] * (-len(order) % self.processes.count))  # as many for every process
             samples = _Samples(self.val, self._eval_transform(), self.recipe.seed, 0)
             loader = self._loader(samples, _Draw(order, self.micro, self.processes), 0)
         for images, labels, bad in loader:
@@ -365,10 +365,10 @@ class ImageData:
         for name in bad:
             if name not in self.bad:
                 self.bad.append(name)
-                self.say(f'unreadable image, another takes its place: {name}')
+                self.say(f'unreadable image, replaced by another: {name}')
         if len(self.bad) > self.recipe.max_bad_images:
             raise BadImagesError(
-                f'{len(self.bad)} unreadable images, allowed by max_bad_images are {self.recipe.max_bad_images}: '
+                f'{len(self.bad)} unreadable images, and max_bad_images is {self.recipe.max_bad_images}: '
                 f'{"; ".join(self.bad)}'
             )
 
@@ -380,7 +380,7 @@ class ImageData:
                     yield batch
                     position += 1
                 return
-            except (RuntimeError, EOFError, OSError) as error:  # torch's word for it, or those of a broken pipe
+            except (RuntimeError, EOFError, OSError) as error:  # torch raises the first, a broken pipe the others
                 died = self.recipe.workers and (type(error) is not RuntimeError or 'DataLoader worker' in str(error))
                 if not died or self.restarts == _RESTARTS:
                     raise
@@ -389,7 +389,7 @@ class ImageData:
                 self.say(f'a loader process died ({reason}); started again, {self.restarts} of {_RESTARTS} times')
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        if self.streamed:  # what comes before is read again: a stream has no positions
+        if self.streamed:  # a stream can't be entered midway: what comes before is read again
             loader = self._stream_loader(self.recipe.train_split, True, epoch)
             return islice(loader, first, self.updates * self.accumulate)
         samples = _Samples(self.train, train_transform(self.recipe, self.image), self.recipe.seed, epoch)
@@ -415,7 +415,7 @@ class ImageData:
         batches_ = iter(loader)
         main = threading.current_thread() is threading.main_thread()
         if self.recipe.workers and main and hasattr(signal, 'SIGCHLD'):
-            # torch's handler raises wherever the training is; without it the loader itself says that a process died
+            # torch's handler would interrupt training anywhere; without it the loader reports the death itself
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches_
 
@@ -443,13 +443,13 @@ def open_source(
         if recipe.data.startswith(STREAMS):
             return _Stream(recipe, split, channels, training, 0, 1)
         source = TimmSource(recipe, split, channels, classes)
-    except (AssertionError, RuntimeError, KeyError, ImportError, OSError, ValueError) as error:  # timm's ways to say so
+    except (AssertionError, RuntimeError, KeyError, ImportError, OSError, ValueError) as error:  # what timm raises
         raise ValueError(
             f'data {recipe.data!r}, split {split!r}, cannot be opened: {_reason(recipe, error)}'
         ) from error
     root = getattr(source.reader, 'root', None)
     if not training and root is not None and Path(root) == Path(recipe.data) and Path(root).is_dir():
-        # timm takes the folder itself, and with it the training images
+        # timm would fall back to the folder itself, training images included
         raise ValueError(f'{recipe.data} has no folder for {split!r}; set val_split, or val_split=null')
     return source
 

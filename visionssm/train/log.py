@@ -96,7 +96,7 @@ class Log:
         self.rate = (progress.step - step) * self.batch_size / (self.mark[1] - then)
         memory = memory_mib(self.device)
         values = (progress.loss, progress.norm, lr, self.rate, memory, progress.skipped)
-        # shortest text that reads back as the same number: curves of two runs can be compared to the bit
+        # the shortest text that reads back as the same number, so curves of two runs can be compared to the bit
         row = (progress.step, progress.epoch + 1, *map(repr, values[:3]), f'{self.rate:.1f}', f'{memory:.0f}')
         csv.writer(self.stream).writerow([*row, progress.skipped])
         self.stream.flush()
@@ -122,14 +122,14 @@ class Log:
             self.writer.add_scalar('epoch/loss', epoch.loss, epoch.number)
             self.writer.add_scalar('epoch/accuracy', epoch.accuracy, epoch.number)
             self.writer.flush()
-        self.mark = progress.step, time.perf_counter()  # the evaluation is no part of the throughput
+        self.mark = progress.step, time.perf_counter()  # throughput leaves the evaluation out
 
     def _write_epochs(self, progress: Progress) -> None:
         rows = [[e.number, repr(e.loss), repr(e.accuracy), f'{e.seconds:.2f}'] for e in progress.history]
         write_table(self.folder / 'epochs.csv', EPOCHS, rows)
 
     def close(self) -> None:
-        """Put the bar and the files away."""
+        """Close the bar and the files."""
         self.bar.close()
         self.stream.close()
         if self.writer is not None:
@@ -137,7 +137,7 @@ class Log:
 
 
 def memory_mib(device: torch.device) -> float:
-    """Most memory used so far: allocated on a GPU, or by this process."""
+    """Peak memory so far: what was allocated on a GPU, or what this process took."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
@@ -155,7 +155,7 @@ def _time(seconds: float) -> str:
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; a last line that was cut off is left out. None, if there is no file."""
+    """Rows of a CSV file; a last line that was cut off is left out. None if there is no file."""
     if not file.is_file():
         return []
     text = file.read_text()

@@ -31,7 +31,7 @@ class Epoch:
     Attributes:
         number: From 1.
         loss: Mean training loss.
-        accuracy: Of the evaluated model, in [0, 1]; not a number where nothing is evaluated.
+        accuracy: Of the evaluated model, in [0, 1]; NaN where nothing is evaluated.
         seconds: Time since training began, without interruptions.
     """
 
@@ -43,13 +43,13 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is; with weights, optimiser and random states all that it needs to go on.
+    """Where a run is; together with weights, optimiser and random states, all it needs to go on.
 
     Attributes:
         epoch: Finished epochs.
         batch: Updates done in the running epoch, skipped ones included.
-        step: Updates done in all, skipped ones included.
-        skipped: Updates left out, as a loss or gradient was not finite.
+        step: Updates done in total, skipped ones included.
+        skipped: Updates left out because a loss or gradient was not finite.
         losses: Sum of the losses of the running epoch, and how many.
         history: One entry per finished epoch.
         seconds: Training time.
@@ -71,7 +71,7 @@ class Progress:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss, or its gradient, is no longer a number: the message says where."""
+    """The loss or its gradient is infinite or NaN; the message says where."""
 
 
 class Alone:
@@ -135,7 +135,7 @@ def fit(
         One entry per epoch.
 
     Raises:
-        NonFiniteLossError: If the loss or its gradient is infinite or not a number; the weights are then those before
+        NonFiniteLossError: If the loss or its gradient is infinite or NaN; the weights are then those before
             that step. With a scaler, if gradients still overflow at a scale of 1.
     """
     forward = model if forward is None else forward
@@ -197,7 +197,7 @@ def fit(
 
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> float:
-    """The norm of the gradient, which is made no larger than asked; on one device or sharded over several."""
+    """The norm of the gradient, which is clipped as asked; on one device or sharded over several."""
     if largest is None:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     else:
@@ -222,16 +222,16 @@ def _update(
 
 
 def first_non_finite(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Which module of `model` is the first to give infinities or what is no number when `run` runs it, in words."""
+    """Say which module of `model` is the first to put out infinities or NaNs when `run` runs it."""
     found: list[str] = []
-    # modules finish from the inside out: the first to show it is the one that made it
+    # modules finish from the inside out, so the first to show them is the one that made them
     with _watching(model, found), torch.no_grad():
         run()
     if found:
         return found[0]
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if bad:
-        return f'all outputs are finite when run again; not so the gradient of {bad[-1]}'
+        return f'all outputs are finite when run again, but the gradient of {bad[-1]} is not'
     return 'all outputs are finite when run again in this process'
 
 

@@ -32,7 +32,7 @@ def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tupl
         num_classes: Of the data; None: those of the model.
 
     Raises:
-        ValueError: If the model is unknown, or arguments or weights do not fit it.
+        ValueError: If the model is unknown, or its arguments or weights do not fit it.
         FileNotFoundError: If there are no such weights.
     """
     kwargs: dict[str, Any] = {**recipe.model_args, 'in_chans': channels}
@@ -44,7 +44,7 @@ def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tupl
         check_model(recipe.model)  # says what is close
     try:
         plain = sketch(recipe.model, **kwargs)
-    except (TypeError, RuntimeError) as error:  # an argument, or a tag, that there is not
+    except (TypeError, RuntimeError) as error:  # an argument or a tag that does not exist
         raise ValueError(f'{recipe.model} cannot be made with {recipe.model_args}: {error}') from error
     size = recipe.img_size
     if size is None:
@@ -83,10 +83,10 @@ def _initial(initial: str | None) -> dict[str, Any]:
 
 
 def freeze_backbone(model: nn.Module) -> Callable[[nn.Module], None]:
-    """Leave nothing but the classifiers to train.
+    """Freeze everything but the classifiers.
 
     Returns:
-        What puts the model into training mode: its classifiers alone, so that statistics of norms stay, too.
+        What puts the model into training mode: only its classifiers, so the statistics of norms stay as well.
     """
     heads = model.get_classifier()
     heads = heads if isinstance(heads, tuple) else (heads,)

@@ -1,4 +1,4 @@
-"""What is minimised: the labels' loss, and what a teacher or the run's own average add to it."""
+"""What is minimised: the labels' loss, and what a teacher or the run's own average adds to it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Teacher(nn.Module):
         super().__init__()
         try:
             self.model = timm.create_model(name, pretrained=True).eval().requires_grad_(False)
-        except (RuntimeError, OSError) as error:  # as timm says it
+        except (RuntimeError, OSError) as error:  # what timm raises
             raise ValueError(f'teacher {name!r} cannot be loaded: {error}') from error
         config = resolve_data_config(model=self.model)
         if self.model.num_classes != num_classes:
-            raise ValueError(f'teacher {name} has {self.model.num_classes} classes, the student {num_classes}')
+            raise ValueError(f'teacher {name} has {self.model.num_classes} classes, and the student has {num_classes}')
         if config['input_size'][0] != image.input_size[0]:
             raise ValueError(
-                f'teacher {name} takes {config["input_size"][0]} channels, the student {image.input_size[0]}'
+                f'teacher {name} takes {config["input_size"][0]} channels, and the student {image.input_size[0]}'
             )
         self.size = tuple(config['input_size'][1:])
 

@@ -130,25 +130,25 @@ def start_processes(device: str = 'auto') -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-# whole tensors on the CPU, wherever and however they lie: a checkpoint fits any number of processes
+# whole tensors on the CPU, wherever and however they are sharded: a checkpoint fits any number of processes
 _SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """Weights; of several processes, to be called by all, and complete on the first."""
+    """Weights, complete on the first process; all processes must call it."""
     return get_model_state_dict(model, options=_SAVED)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State of the optimiser under the names of the parameters; as `model_state`."""
+    """State of the optimiser by parameter name; called like `model_state`."""
     return get_optimizer_state_dict(model, optimizer, options=_SAVED)
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
-    """Put back what `model_state` gave."""
+    """Restore what `model_state` returned."""
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put back what `optimizer_state` gave."""
+    """Restore what `optimizer_state` returned."""
     set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

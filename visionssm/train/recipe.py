@@ -64,7 +64,7 @@ class Recipe:
     interpolation: str = _key(
         'random', 'of the random crop', ('random', 'bicubic', 'bilinear', 'lanczos', 'hamming', 'box', 'nearest')
     )
-    color_jitter: float = _key(0.0, 'strength of colour jitter; without effect beside auto_augment', least=0)
+    color_jitter: float = _key(0.0, 'strength of colour jitter; no effect with auto_augment', least=0)
     auto_augment: str | None = _key(None, "timm's policy, such as rand-m9-mstd0.5-inc1")
     random_erase: float = _key(0.0, 'probability of erasing a box', least=0, most=1)
     repeated_aug: int = _key(1, 'times that an image comes in the same epoch, each augmented anew', least=1)
@@ -84,7 +84,7 @@ class Recipe:
     schedule: str = _key('cosine', 'of the learning rate; flat: cosine with min_lr = lr', ('cosine', 'poly', 'tanh'))
     warmup_epochs: float = _key(5.0, 'epochs of linear warm-up, part of `epochs`', least=0)
     warmup_lr: float = _key(1e-6, 'learning rate at the start of the warm-up', least=0)
-    warmup_prefix: bool = _key(False, 'start the schedule after the warm-up instead of under it')
+    warmup_prefix: bool = _key(False, 'start the schedule after the warm-up instead of along with it')
     min_lr: float = _key(1e-5, 'learning rate at the end', least=0)
 
     smoothing: float = _key(0.1, 'label smoothing', least=0, most=1)
@@ -92,7 +92,7 @@ class Recipe:
     cutmix: float = _key(0.0, 'alpha of CutMix; 0: none', least=0)
     mixup_prob: float = _key(1.0, 'probability that a batch is mixed', least=0, most=1)
     mixup_switch_prob: float = _key(0.5, 'probability of CutMix where both are on', least=0, most=1)
-    mixup_off_epoch: int = _key(0, 'mix no more from this epoch on, counted from 0; 0: mix to the end', least=0)
+    mixup_off_epoch: int = _key(0, 'first epoch without mixing, counted from 0; 0: mix to the end', least=0)
     ema: float | None = _key(None, 'decay of the running average of the weights; none: no average', least=0, most=1)
     ema_warmup: bool = _key(False, 'let the decay rise to `ema`, for short runs')
 
@@ -113,7 +113,7 @@ class Recipe:
     compile: bool = _key(False, 'torch.compile')
     parallel: str = _key('ddp', 'over several processes', ('ddp', 'fsdp'))
     on_non_finite: str = _key(
-        'stop', 'at a loss that is infinite or no number; skip: leave that update out, and count', ('stop', 'skip')
+        'stop', 'if the loss or its gradient is infinite or NaN; skip: omit that update and count it', ('stop', 'skip')
     )
     seed: int = _key(0, 'of weights, order and augmentation', least=0)
 
@@ -193,7 +193,7 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
         **keys: Values; None ones are left out.
 
     Raises:
-        ValueError: If a key is unknown (the message has the closest ones), a value is not allowed, there is no model,
+        ValueError: If a key is unknown (the message has the closest ones), a value is not allowed, no model is given,
             a file is not a mapping, or bases form a circle.
         FileNotFoundError: If a file does not exist.
     """
@@ -207,7 +207,7 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f'{key}={text} is no YAML value: {error}') from error
+            raise ValueError(f'{key}={text} is not a YAML value: {error}') from error
     recipe = Recipe(**values)
     for key in ('model', 'data'):
         if not getattr(recipe, key):
@@ -225,7 +225,7 @@ def _read(file: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding='utf-8'))
     except yaml.YAMLError as error:
-        raise ValueError(f'{file} is no YAML: {error}') from error
+        raise ValueError(f'{file} is not YAML: {error}') from error
     if not isinstance(values, dict):
         raise ValueError(f'{file} holds no keys and values')
     base = values.pop('base', None)

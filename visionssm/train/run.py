@@ -1,4 +1,4 @@
-"""A training run from recipe to folder: set up, go on where it was, train, keep, write."""
+"""A training run from recipe to folder: set up, resume, train, keep checkpoints, write."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .parallel import (
 from .recipe import Recipe
 from .shuffle import shuffle_layers
 
-# what may differ when a run goes on: the result does not depend on it, or only as rounding does
+# what may differ when a run goes on: the result does not depend on it, except for rounding
 _FREE = {
     'source', 'reported', 'command', 'data_dir', 'workers', 'max_bad_images', 'micro_batch', 'grad_checkpointing',
     'precision', 'compile', 'parallel', 'on_non_finite', 'checkpoint_steps', 'keep_last', 'log_steps', 'tensorboard',
@@ -46,7 +46,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 class Trainer:
-    """Everything that a run consists of, ready to train.
+    """All parts of a run, ready to train.
 
     Args:
         recipe: What to train and how.
@@ -54,7 +54,7 @@ class Trainer:
         say: Takes lines of text for the user.
 
     Raises:
-        ValueError: If the parts of the recipe do not go together, or with the data.
+        ValueError: If parts of the recipe contradict each other or the data.
         FileNotFoundError: If there are no such weights.
     """
 
@@ -147,7 +147,7 @@ class Trainer:
         return right / count
 
     def state(self) -> dict[str, Any]:
-        """All that the run needs to go on; to be called by all processes, and complete on the first."""
+        """All the run needs to go on, complete on the first process; all processes must call it."""
         progress = {**vars(self.progress), 'history': [vars(epoch) for epoch in self.progress.history]}
         return {
             'progress': progress,
@@ -162,16 +162,16 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Go on from what `state` gave.
+        """Go on from what `state` returned.
 
         Raises:
-            ValueError: If it is of another recipe.
+            ValueError: If it belongs to another recipe.
         """
         mine, other = asdict(self.recipe), state['recipe']
         differ = [key for key in mine if key not in _FREE and mine[key] != other.get(key)]
         if differ:
             texts = ', '.join(f'{key} ({other.get(key)!r}, now {mine[key]!r})' for key in differ)
-            raise ValueError(f'the checkpoint is of another recipe: {texts}')
+            raise ValueError(f'the checkpoint belongs to another recipe: {texts}')
         load_model_state(self.model, state['model'])
         if self.ema:
             load_model_state(self.ema.module, state['model_ema'])
@@ -184,11 +184,11 @@ class Trainer:
         if len(state['random']) == self.processes.count:
             set_random_states(state['random'][self.processes.rank], self.processes.device)
         else:
-            say(f'the checkpoint is of {len(state["random"])} processes: random states are new ones')
+            say(f'the checkpoint is from a run of {len(state["random"])} processes: random states start anew')
             seed_cpu(self.recipe.seed, self.processes.rank, self.progress.step)
 
     def fit(self, **watching: Any) -> list[Epoch]:
-        """Train; `watching` are arguments of `fit` for whoever looks on."""
+        """Train; `watching` holds the callbacks that `fit` takes."""
         return fit(
             self.model,
             self.data.train_batches,
@@ -264,7 +264,7 @@ def train(
             quiet(f'going on from {found[0]}, epoch {trainer.progress.epoch + 1}, update {trainer.progress.step}')
         del found
         if len(set(processes.gather(trainer.progress.step))) > 1:
-            raise ValueError(f'processes see different checkpoints: {output} must lie where all of them see it')
+            raise ValueError(f'processes see different checkpoints: {output} must be where all of them see it')
         if first:
             output.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
@@ -312,7 +312,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, output: Path, say: Callable
         state = trainer.state()
         if first:
             checkpoints.save(state, progress.step, best)
-        trainer.processes.wait()  # whoever ends now, or looks for it, finds it
+        trainer.processes.wait()  # anyone who stops now, or looks for it, finds it
 
     def on_step(progress: Progress) -> None:
         if log is not None:
@@ -345,7 +345,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, output: Path, say: Callable
 
 @contextmanager
 def _sigterm() -> Iterator[Callable[[], bool]]:
-    """While it lasts SIGTERM is only noted; what it gives says whether it came."""
+    """Within the context SIGTERM is only noted; the value says whether it came."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals go to the main one
         yield asked.is_set
@@ -364,7 +364,7 @@ def _finish(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     weights = model_state(trainer.ema.module if trainer.ema else trainer.model)
     if trainer.processes.rank:
         return
-    # a model of this process alone, wherever the weights were
+    # a model in this process alone, wherever the weights were
     model, _ = create_model(replace(recipe, initial=None), trainer.image.input_size[0], trainer.model.num_classes)
     model.load_state_dict(weights)
     note = f'trained by `visionssm train` on {recipe.data}: {recipe.epochs} epochs{result}'

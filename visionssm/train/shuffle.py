@@ -19,7 +19,7 @@ def shuffle_layers(model: nn.Module, rate: float) -> None:
         rate: Probability in the last block, in [0, 1].
 
     Raises:
-        ValueError: If the model is another.
+        ValueError: If it is not.
 
     Source: arXiv:2408.17081.
     """
