@@ -170,7 +170,7 @@ def test_errors_name_what_is_allowed(args, message, build):
 
 def test_weights_of_another_family_are_refused(classifier, build):
     backbone = build('test_vim', init_cfg=_init(classifier[1]))
-    with pytest.raises(ValueError, match='holds weights of another model than test_vim .* give the model'):
+    with pytest.raises(ValueError, match='holds weights of a model other than test_vim .* name their model'):
         backbone.init_weights()
 
 
@@ -184,7 +184,7 @@ def test_weights_that_miss_something_are_refused(classifier, tmp_path, build):
 
 def test_weights_that_are_nowhere(build):
     with pytest.raises(
-        ValueError, match="checkpoint 'nowhere.pth' is no file, no hf-hub:owner/name, no URL and no name"
+        ValueError, match="checkpoint 'nowhere.pth' is not a file, hf-hub:owner/name, a URL or the name of any weights"
     ):
         build(init_cfg=_init('nowhere.pth')).init_weights()
     with pytest.raises(ValueError, match='msvmamba_tiny.in1k has no weights to download; .*to download by hand: https'):

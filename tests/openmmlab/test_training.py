@@ -145,7 +145,7 @@ def test_killed_and_resumed_training_has_the_same_losses(scenes):
 def test_tools_say_what_is_wrong(scenes):
     for tool, args, message in (
         ('train', ['mask-rcnn_vmamba-nano_digit'], f'closest are {DETECTOR}'),
-        ('test', [SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' is no file"),
+        ('test', [SEGMENTER, 'nowhere.pth'], "checkpoint 'nowhere.pth' is not a file"),
         ('infer', ['nowhere.jpg', SEGMENTER, 'nowhere.pth'], 'nowhere.jpg'),
     ):
         command = [sys.executable, str(ROOT / f'tools/{tool}_mm.py'), *args]

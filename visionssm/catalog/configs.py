@@ -43,7 +43,7 @@ def list_configs(pattern: str = '') -> list[Path]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The config of that path or name.
+    """The config with that path or name.
 
     Args:
         name: A file, or the name of a config that comes with the package, with or without its suffix.

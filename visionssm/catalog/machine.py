@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, which scan backend serves which device and why the others refuse."""
+"""What this machine has: versions, devices, which scan backend serves which device, and why the others don't."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def versions() -> list[tuple[str, str]]:
         ('visionssm', __version__),
         ('python', platform.python_version()),
         ('platform', platform.platform()),
-        ('torch', torch.__version__),  # says also what it was built for
+        ('torch', torch.__version__),  # also says what it was built for
     ]
     for name in _PACKAGES:
         try:
@@ -64,7 +64,7 @@ def check_device(name: str) -> torch.device:
     """The device `name`, if torch can compute on it here.
 
     Raises:
-        ValueError: If it can't; the message has those that it can.
+        ValueError: If it can't; the message lists those it can.
     """
     found = [device for device, _ in devices()]
     if name not in (*found, *(device.partition(':')[0] for device in found)):

@@ -11,7 +11,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> float:
     """Multiply-adds for one image, as the papers count them.
 
     Linear layers, convolutions and attention by their products; scans and neighbourhood attention as `visionssm.ops`
-    tells torch. Norms, activations and sums count nothing.
+    tells torch. Norms, activations and sums are not counted.
 
     Args:
         model: On the meta device, in eval mode.

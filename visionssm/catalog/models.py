@@ -33,7 +33,7 @@ def model_names(pattern: str = '', tags: bool = False) -> list[str]:
 
 
 def _recorded(model: str) -> bool:
-    """Whether a registered name is of a family; of a borrowed one, timm may have added models since."""
+    """Whether a registered name belongs to a family; timm may have added models to a borrowed one."""
     family = family_of(model)
     if family is None:
         return False
@@ -44,7 +44,7 @@ def check_model(name: str) -> PretrainedCfg:
     """The configuration of the model `name`, with or without a tag.
 
     Raises:
-        ValueError: If there is no such model, or no such tag of it; the message has the closest names.
+        ValueError: If there is no such model, or it has no such tag; the message has the closest names.
     """
     model, _, tag = name.partition('.')
     models = [*model_names(), *model_names('test_*')]
@@ -175,7 +175,7 @@ def model_cost(name: str) -> tuple[int, int]:
 
 
 def _costs(facts: Model) -> dict[str, str]:
-    """Multiply-adds beside the authors' figures; a * marks one that the count does not agree with."""
+    """Multiply-adds beside the authors' figures; a * marks a figure that disagrees with the count."""
 
     def marked(counted: float, printed: str) -> str:
         return f'{printed}*' if differs(counted, printed) else printed
@@ -188,7 +188,7 @@ def _costs(facts: Model) -> dict[str, str]:
 
 
 def differs(counted: float, reported: str) -> bool:
-    """Whether a count neither rounds to the printed figure nor lies within 1 % of it; '' is agreed with."""
+    """Whether a count neither rounds to the printed figure nor lies within 1 % of it; '' never disagrees."""
     if not reported:
         return False
     digits = len(reported.partition('.')[2])

@@ -1,4 +1,4 @@
-"""What weights there are, where they are, and what of them is in the cache: for `visionssm weights`."""
+"""What weights there are, where they are, and which are in the cache: for `visionssm weights`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .models import model_names, tag_record
 
 
 class Weights(NamedTuple):
-    """One published file, and what of it is here.
+    """One published file, and how much of it is in the cache.
 
     Attributes:
         file: Its record.
@@ -65,7 +65,7 @@ def find_weights(pattern: str = '') -> list[Weights]:
         pattern: Shell-style wildcards, or a part of the name; '': all.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If none matches.
     """
     tags = (name for name in model_names(tags=True) if '.' in name)
     every = [Weights(tag_record(get_pretrained_cfg(name, allow_unregistered=False))) for name in tags]
@@ -90,7 +90,7 @@ def download(found: list[Weights]) -> Iterator[tuple[Weights, Path | str]]:
 
 
 def verify_cached(found: list[Weights]) -> Iterator[tuple[Weights, Path | str]]:
-    """Compare what is cached with its digests: each with its path, or with what is wrong; that is removed then."""
+    """Check cached files against their digests: each with its path, or with what is wrong; bad files are removed."""
     for weights in found:
         if (cached := weights.cached) is None:
             continue
@@ -104,7 +104,7 @@ def verify_cached(found: list[Weights]) -> Iterator[tuple[Weights, Path | str]]:
 def prune(found: list[Weights]) -> Iterator[tuple[Path, int]]:
     """Remove what is cached of `found`, with digests and remains of killed downloads: each path with its size in bytes.
 
-    Blobs that other revisions in the Hub's cache use stay.
+    Blobs used by other revisions in the Hub's cache stay.
     """
     for weights in found:
         doomed = partial_downloads(weights.file)
@@ -118,7 +118,7 @@ def prune(found: list[Weights]) -> Iterator[tuple[Path, int]]:
 
 
 def _unused_blob(path: Path) -> list[Path]:
-    """What a link in the Hub's cache leads to, if nothing else there leads to it; not the store behind that."""
+    """What a link in the Hub's cache leads to, if nothing else there leads to it; never the store behind it."""
     if not path.is_symlink():
         return []
     snapshots = next(parent for parent in path.parents if parent.name == 'snapshots')

@@ -1,1 +1,1 @@
-"""Small real data sets that are made on the spot: digits, and scenes of digits."""
+"""Small real data sets, made on the spot: digits, and scenes of digits."""

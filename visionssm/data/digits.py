@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits (8 x 8 pixels), with a fixed split, and the size that a model takes them at."""
+"""Scikit-learn's handwritten digits (8 x 8 pixels), with a fixed split, and the size at which a model takes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visionssm.catalog.models import sketch, takes_argument
 
 HELD_OUT = 0.2
 CLASSES = tuple(str(digit) for digit in range(10))
-_SPLIT_SEED = 0  # the split stays the same whatever the seed of a training
+_SPLIT_SEED = 0  # the split is the same whatever the training seed
 _LEAST_GRID = 6  # tokens along a side of the first map
 
 
@@ -30,7 +30,7 @@ def load_digits(limit: int | None = None) -> Digits:
     """The 1,797 digits of UCI's Optical Recognition of Handwritten Digits test set, a stratified fifth held out.
 
     Args:
-        limit: Split the first so many only; None: all.
+        limit: Split only the first `limit`; None: all.
     """
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
@@ -47,7 +47,7 @@ def load_digits(limit: int | None = None) -> Digits:
 
 
 def fitting_size(name: str, model: nn.Module) -> int:
-    """Side that digits are enlarged to for a registered model of ours or timm's, of which `model` is a sketch."""
+    """Side to which digits are enlarged for a registered model of ours or timm's, of which `model` is a sketch."""
     size = image_size([level['reduction'] for level in model.feature_info])
     try:
         small = sketch(name, **({'img_size': size} if takes_argument(model, 'img_size') else {})).eval()

@@ -1,7 +1,7 @@
 """A small real data set for detectors and segmenters: handwritten digits on photographs, as COCO and ADE20K have it.
 
-Digits are those of scikit-learn (1797, 8x8 pixels), photographs its two. Training and validation share neither a digit
-nor a part of a photograph.
+The digits are scikit-learn's (1797, 8x8 pixels), and so are the two photographs. Training and validation share neither
+a digit nor a part of a photograph.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from PIL import Image
 
 SPLITS = {'training': ((0.0, 0.75), (0, 1400)), 'validation': ((0.75, 1.0), (1400, 1797))}
 CLASSES = tuple('0123456789')
-_INK = 0.4  # a pixel is of the digit from this share of ink on
+_INK = 0.4  # from this share of ink on, a pixel belongs to the digit
 
 
 def make_scenes(output: str | Path, train: int = 1000, val: int = 100, size: int = 96, seed: int = 0) -> None:
-    """Write scenes of up to 8 digits, 25 % to 45 % of the image's side high, which hardly cover each other.
+    """Write scenes of up to 8 digits that hardly overlap, each 25 % to 45 % as high as the image.
 
     Args:
         output: Folder. It gets `images/{training,validation}/*.jpg`, `coco/{training,validation}.json` with boxes and
@@ -31,7 +31,7 @@ def make_scenes(output: str | Path, train: int = 1000, val: int = 100, size: int
 
     Raises:
         ValueError: If a number is out of range.
-        FileExistsError: If `output` holds something already.
+        FileExistsError: If `output` is not empty.
     """
     if train < 1 or val < 1:
         raise ValueError(f'{train} and {val} scenes are asked for; allowed are numbers from 1')
@@ -106,7 +106,7 @@ def make_scene(
     side = int(rng.integers(min(100, *photo.shape[:2]), min(photo.shape[:2]) + 1))
     y, x = (int(rng.integers(0, extent - side + 1)) for extent in photo.shape[:2])
     crop = Image.fromarray(photo[y : y + side, x : x + side]).resize((size, size), Image.Resampling.BILINEAR)
-    scene = np.asarray(crop, np.float32) * rng.uniform(0.35, 0.65)  # so that bright ink can be seen everywhere
+    scene = np.asarray(crop, np.float32) * rng.uniform(0.35, 0.65)  # so that bright ink shows up everywhere
     covered = np.zeros((size, size), bool)
     found = []
     for _ in range(rng.integers(3, 11)):

@@ -42,7 +42,7 @@ def draw(trained: Trained, digits: Digits, name: str, file: Path) -> None:
     figure.text(
         0.035,
         0.925,
-        f'{trained.accuracy:.2%} of {len(digits.test_labels)} held-out images right ({wrong} wrong) after '
+        f'{trained.accuracy:.2%} of {len(digits.test_labels)} held-out images correct ({wrong} wrong) after '
         f'{len(trained.history)} epochs, {trained.history[-1].seconds:.0f} s on a CPU with {threads}; '
         f'trained on {len(digits.train_labels)} images from scratch',
         size=11,
@@ -147,7 +147,7 @@ def _draw_samples(axes: Axes, trained: Trained, digits: Digits) -> None:
     right = predicted == digits.test_labels
     mistakes = (~right).nonzero().flatten()[:_MOST_MISTAKES]
     correct = right.nonzero().flatten()
-    # the ones it is least sure of say more than the easy ones: half of each
+    # half easy ones, half those it is least sure of, which say more
     unsure = correct[confidence[correct].argsort()][: (_SAMPLES - len(mistakes)) // 2]
     others = correct[~torch.isin(correct, unsure)][: _SAMPLES - len(mistakes) - len(unsure)]
     shown = torch.cat([mistakes, unsure, others]).tolist()
@@ -163,6 +163,4 @@ def _draw_samples(axes: Axes, trained: Trained, digits: Digits) -> None:
         axes.text(x + 0.5, y + 1.08, text, size=9.5, color=colour, ha='center', va='top')
     axes.set(xlim=(0, columns * 1.18 - 0.18), ylim=(2 * 1.62 - 0.2, -0.05), aspect='equal', anchor='NW')
     axes.axis('off')
-    _title(
-        axes, 'Held-out images and what the model says: mistakes (red), the right ones it is least certain of, others'
-    )
+    _title(axes, 'Held-out images and predictions: mistakes (red), correct but least certain, others')

@@ -34,7 +34,7 @@ def check_extras() -> None:
 
 
 def reload(folder: Path) -> nn.Module:
-    """The saved model as any program with timm gets it."""
+    """The saved model, loaded as any program with timm would."""
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
@@ -48,12 +48,12 @@ def run_demo(
 
     Args:
         options: What to train.
-        output: Folder to write; one of an earlier demo is replaced.
+        output: Folder to write; that of an earlier demo is replaced.
         say: Takes lines of text for the user.
         progress: Draw a progress bar instead of a line per epoch.
 
     Raises:
-        ValueError: If an option is not allowed, or `output` holds something else than a demo.
+        ValueError: If an option is not allowed, or `output` holds anything but a demo.
         OSError: If `output` can't be written.
         MissingExtraError: If a package is missing.
     """
@@ -116,7 +116,7 @@ def compare_scans(
 
 
 def train_with_progress(trainer: Trainer, say: Callable[[str], None], progress: bool) -> Trained:
-    """`train`, seen: a progress bar, or a line per epoch."""
+    """`train` with a progress bar, or a line per epoch."""
     from tqdm import tqdm
 
     epochs = trainer.recipe.epochs

@@ -21,14 +21,14 @@ from visionssm.train.run import Trainer
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to train; all else is said by the recipe `digits`.
+    """What to train; the recipe `digits` says the rest.
 
     Attributes:
         model: Registered name.
         scan: Scan order: a name or JSON; None: the model's own.
         epochs: Passes over the training images.
         seed: Of weights, shuffling and augmentation.
-        limit: Use only so many training images per epoch; None: all.
+        limit: Training images per epoch; None: all.
     """
 
     model: str = 'vmamba_nano'
@@ -40,7 +40,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and how it does on the held-out images.
+    """A trained model and its results on the held-out images.
 
     Attributes:
         model: In evaluation mode.
@@ -92,7 +92,7 @@ def make_trainer(options: DemoOptions) -> Iterator[Trainer]:
     """The trainer of `options` on the CPU; afterwards the random generators are as they were.
 
     Raises:
-        ValueError: As `recipe_of`.
+        ValueError: As for `recipe_of`.
     """
     states = random_states(torch.device('cpu'))
     try:
@@ -110,7 +110,7 @@ def train(
     """Train; what is evaluated and returned is the running average of the weights.
 
     Args:
-        trainer: As `make_trainer` gives it.
+        trainer: From `make_trainer`.
         on_step: Called after every update.
         on_epoch: Called after every epoch.
     """

@@ -39,7 +39,7 @@ class Backbone(DenseModel, BaseModule):
         out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising.
         out_norm: Norm every map by a LayerNorm of its own, `outnorm{index}`, as the authors of VMamba and MSVMamba do.
         out_channels: Project every map to as many channels first; None: do not.
-        scan: Another scan order than the model's: name, dict or JSON string.
+        scan: A scan order other than the model's: name, dict or JSON string.
         drop_path_rate: Stochastic depth of the last block; None: the model's default.
         frozen_stages: The stem and as many stages (pyramids) or blocks are neither trained nor updated; 0: the stem
             alone; -1: nothing.
@@ -53,7 +53,7 @@ class Backbone(DenseModel, BaseModule):
         **model_args: Further arguments of the model, such as `img_size`.
 
     Raises:
-        ValueError: If the model, a level or an argument does not exist; the message has those that do.
+        ValueError: If the model, a level or an argument does not exist; the message lists those that do.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class Backbone(DenseModel, BaseModule):
         return self.model.whole_side(side) if hasattr(self.model, 'whole_side') else side
 
     def init_weights(self) -> None:
-        """Load what `init_cfg` names; without it, models have initialised themselves.
+        """Load what `init_cfg` names; without it, the model keeps its own initialisation.
 
         Raises:
-            ValueError: If the weights are of another model, or do not fit; the message says how.
+            ValueError: If the weights belong to another model or do not fit; the message says how.
         """
         if self.is_init:
             return
@@ -134,7 +134,7 @@ class Backbone(DenseModel, BaseModule):
             checkpoint: As in `init_cfg`.
 
         Raises:
-            ValueError: If the weights are of another model, or do not fit; the message says how.
+            ValueError: If the weights belong to another model or do not fit; the message says how.
         """
         weights = dense_state_dict(of_backbone(read_weights(checkpoint, self.model_name)), self)
         left_out = sorted(self.removed & {name.removeprefix('model.') for name in weights})
@@ -143,11 +143,11 @@ class Backbone(DenseModel, BaseModule):
         common = len(expected & set(weights))
         if common < len(expected) / 2:
             raise ValueError(
-                f'{checkpoint} holds weights of another model than {self.model_name} ({common} of {len(expected)} '
-                'names match): give the model that they are of as model_name, or another checkpoint'
+                f'{checkpoint} holds weights of a model other than {self.model_name} ({common} of {len(expected)} '
+                'names match): name their model as model_name, or give another checkpoint'
             )
         new = [name for name in self.added if name not in weights]
-        last = f'outnorm{self.out_indices[-1]}.'  # PlainMamba's classifiers have it: their final norm
+        last = f'outnorm{self.out_indices[-1]}.'  # PlainMamba's classifiers have one: their final norm
         if any(name in weights and not name.startswith(last) for name in self.added):
             new = []
         check_fit(weights, self, dict.fromkeys(new, 'not in a classifier'))
@@ -163,7 +163,7 @@ class Backbone(DenseModel, BaseModule):
         return group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Where a parameter is, for optimisers whose learning rate falls from the head to the stem.
+        """The layer of a parameter, for optimisers whose learning rate falls from the head to the stem.
 
         mmpretrain's `LearningRateDecayOptimWrapperConstructor` asks for it, as does our `LayerDecayConstructor`.
 
@@ -180,7 +180,7 @@ class Backbone(DenseModel, BaseModule):
         return self._layers.get(param_name.removeprefix(f'{prefix}model.'), last) if own else last, last + 1
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take upstream's names, too: an authors' detector loads as a checkpoint of the whole detector."""
+        """Take upstream's names, too: the authors' detectors load as checkpoints of the whole detector."""
         own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
         renamed = dense_state_dict({name.removeprefix(prefix): x for name, x in own.items()}, self) if own else {}
         state_dict.update({f'{prefix}{name}': x for name, x in renamed.items()})

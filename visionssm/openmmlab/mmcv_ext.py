@@ -1,8 +1,8 @@
 """A stand-in for mmcv's compiled operators, so that mmcv-lite serves mmdet and mmseg on any current torch.
 
-mmcv-lite has no `mmcv._ext`, and mmdet and mmseg import it. What they need of it to be imported is only that names
-exist; what Mask R-CNN, Cascade R-CNN, RetinaNet and UPerNet run is RoIAlign, NMS and on GPUs the focal loss, which
-torchvision has, too.
+mmcv-lite has no `mmcv._ext`, and mmdet and mmseg import it. The import only needs the names to exist; what
+Mask R-CNN, Cascade R-CNN, RetinaNet and UPerNet run is RoIAlign, NMS and, on GPUs, the focal loss, and torchvision has
+those.
 Importing this module puts such an extension into `sys.modules`, unless a compiled one is there, and lets mmengine read
 its runner's checkpoints under torch's safe loading, so that `resume=True` works. Where visionssm is installed, mmcv
 finds it by itself (`visionssm_mmcv`). Elsewhere, in any config,
@@ -12,8 +12,8 @@ finds it by itself (`visionssm_mmcv`). Elsewhere, in any config,
 or, in a script that imports `mmdet.apis` before it reads a config, `import visionssm.openmmlab.mmcv_ext`.
 
 Every other operator raises `NotImplementedError` with its name when it is called. Results are those of compiled mmcv
-2.1.0 on CPU (`tests/openmmlab/test_mmcv_ext.py` has recorded ones), for the focal loss, which has no CPU form there,
-those of mmdet's own definition; RoIAlign pools by averages only.
+2.1.0 on CPU (`tests/openmmlab/test_mmcv_ext.py` has recorded ones), and for the focal loss, which has no CPU form
+there, those of mmdet's own definition; RoIAlign pools by averages only.
 """
 
 import importlib.util
@@ -94,7 +94,7 @@ def roi_align_backward(
 
     _check_average(pool_mode)
     size = (aligned_height, aligned_width)
-    with torch.enable_grad():  # RoIAlign is linear in its input: any will do
+    with torch.enable_grad():  # RoIAlign is linear in its input, so any input will do
         source = _at_least_fp32(torch.zeros_like(grad_input)).requires_grad_()
         output = roi_align(source, rois.to(source.dtype), size, spatial_scale, sampling_ratio, aligned)
     grad_input.copy_(torch.autograd.grad(output, source, grad_output.to(source.dtype))[0])
@@ -153,7 +153,7 @@ def install() -> bool:
     """Put the stand-in in place, unless a compiled `mmcv._ext` is there.
 
     Returns:
-        Whether the stand-in serves.
+        Whether the stand-in is in use.
 
     Raises:
         ImportError: If there is no mmcv, or no torchvision to stand in.
@@ -184,7 +184,7 @@ def install() -> bool:
 
 
 class _StandIn(ModuleType):
-    """Has every operator by name; those that it can't compute say so when they are called."""
+    """Every operator by name; those that it can't compute say so when called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):

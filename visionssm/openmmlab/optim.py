@@ -11,13 +11,13 @@ from torch import nn
 from .backbone import Backbone
 from .registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-# beside all tensors of one axis: norms, biases, scales
+# besides all tensors of one axis: norms, biases, scales
 _NO_DECAY = ('A_log', 'D', 'dt_proj_bias', 'pos_embed', 'cls_token')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor:
-    """Optimisers whose learning rate falls from the head to the stem, and that do not decay what should not be.
+    """Optimisers whose learning rate falls from the head to the stem, and which decay only what should be decayed.
 
     In a config: `optim_wrapper = dict(constructor='visionssm.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.9), optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))`.
@@ -30,12 +30,12 @@ class LayerDecayConstructor:
     Args:
         optim_wrapper_cfg: Configuration of the wrapper, with `optimizer`.
         paramwise_cfg: `decay_rate` in (0, 1], 1 (all layers alike) by default; `custom_keys` as mmengine's own
-            constructor has them: of those that are in the name of a parameter, the longest applies. Its `lr_mult`
-            multiplies the rate of the layer, its `decay_mult` the full weight decay, also where there were none; what
-            else it has goes to the optimiser.
+            constructor has them: of those found in a parameter's name, the longest applies. Its `lr_mult`
+            multiplies the rate of the layer, its `decay_mult` the full weight decay, even where there was none; what
+            else it holds goes to the optimiser.
 
     Raises:
-        ValueError: If `paramwise_cfg` has another entry, or one is of another form or out of range.
+        ValueError: If `paramwise_cfg` has an unknown entry, or one of the wrong form or out of range.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -54,7 +54,7 @@ class LayerDecayConstructor:
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
 
     def __call__(self, model: nn.Module) -> Any:
-        """The optimiser wrapper for `model`, wrapped in distributed data parallelism or not."""
+        """The optimiser wrapper for `model`, which may be wrapped in distributed data parallelism."""
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, 'params': self.groups(getattr(model, 'module', model))})
         return OPTIM_WRAPPERS.build({'type': 'OptimWrapper', **self.optim_wrapper_cfg, 'optimizer': optimizer})
 

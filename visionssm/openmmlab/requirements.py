@@ -1,4 +1,4 @@
-"""What must be installed, and in which versions, said in one line each before anything fails in a longer way."""
+"""What must be installed, and in which versions: one line each, before anything fails at greater length."""
 
 import importlib.util
 from importlib.metadata import PackageNotFoundError, version
@@ -7,10 +7,10 @@ _INSTALL = 'pip install "visionssm[openmmlab]"'
 
 
 def check_requirements() -> None:
-    """Look at what is installed.
+    """Check what is installed.
 
     Raises:
-        ImportError: If mmengine or mmcv is missing, or versions do not go together; the message has the fix.
+        ImportError: If mmengine or mmcv is missing, or versions are incompatible; the message has the fix.
     """
     for module in ('mmengine', 'mmcv'):
         if importlib.util.find_spec(module) is None:

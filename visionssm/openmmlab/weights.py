@@ -20,7 +20,7 @@ _HUB = re.compile(r'hf-hub:(?P<hf_hub_id>[^/]+/[^/]+)(?:/(?P<hf_hub_filename>.+)
 
 
 def locate_weights(checkpoint: str) -> Path:
-    """The file that `checkpoint` means; it is downloaded if it is not at hand.
+    """The file that `checkpoint` means, downloaded if it is not here yet.
 
     Args:
         checkpoint: A file, a folder with `model.safetensors`, 'hf-hub:owner/name[@revision][/file]', a URL, a tag of
@@ -50,12 +50,12 @@ def _configuration(checkpoint: str) -> PretrainedCfg:
         return check_model(checkpoint)
     except ValueError as error:
         raise ValueError(
-            f'checkpoint {checkpoint!r} is no file, no hf-hub:owner/name, no URL and no name of weights: {error}'
+            f'checkpoint {checkpoint!r} is not a file, hf-hub:owner/name, a URL or the name of any weights: {error}'
         ) from None
 
 
 def read_weights(checkpoint: str, model_name: str = '') -> dict[str, Tensor]:
-    """The weights that `checkpoint` means, as of `locate_weights`, under the names that the file has."""
+    """The weights that `checkpoint` means, found by `locate_weights`, under the names that the file gives them."""
     return load_checkpoint(locate_weights(checkpoint), prefer=container_of(model_name))
 
 
