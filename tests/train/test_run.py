@@ -1,6 +1,7 @@
 """Whole runs on digits: every family, kill and resume, full disks, distillation, probing, fine-tuning."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -20,11 +21,13 @@ pytest.importorskip('tqdm')
 
 from visionssm import cli  # noqa: E402
 from visionssm.catalog.models import model_names  # noqa: E402
+from visionssm.hub.card import folder_card  # noqa: E402
 from visionssm.models.vim import resample_pos_embed  # noqa: E402
 from visionssm.train import load_recipe  # noqa: E402
 from visionssm.train.checkpoint import read_checkpoint  # noqa: E402
 from visionssm.train.log import read_table  # noqa: E402
 from visionssm.train.loop import NonFiniteLossError  # noqa: E402
+from visionssm.train.model import save_model  # noqa: E402
 from visionssm.train.parallel import start_processes  # noqa: E402
 from visionssm.train.run import Trainer  # noqa: E402
 from visionssm.train.run import train as train_anywhere  # noqa: E402
@@ -305,3 +308,14 @@ def test_command_line(capsys):
         assert cli.main(['train', '--output', '/tmp/no-such-run', *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count('\n') == 1, error
+
+
+def test_saved_model_claims_no_published_accuracy(tmp_path):
+    """The tag of the weights that training began with is not that of the weights it ends with."""
+    model = timm.create_model('a2mamba_nano.in1k', num_classes=10)
+    assert model.pretrained_cfg['tag'] == 'in1k'
+    save_model(model, tmp_path / 'model', None, {}, 'fine-tuned for a test')
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert not config['pretrained_cfg'].get('tag')
+    card = folder_card(config)
+    assert 'reported by the authors' not in card and 'fine-tuned for a test' in card

@@ -119,6 +119,6 @@ def save_model(
         model_args['scan'] = model.scan
     if takes_argument(model, 'img_size'):
         model_args['img_size'] = model.pretrained_cfg['input_size'][-1]
-    model.pretrained_cfg['notes'] = (note,)
+    model.pretrained_cfg.update(notes=(note,), tag='')  # what is known of published weights no longer holds
     with added_files(folder) as partial:
         write_model(model, partial, {'label_names': list(label_names)} if label_names else None, model_args)
