@@ -1,4 +1,4 @@
-"""What the pages show of each family: the model of the examples, diagrams of its blocks, and its walks."""
+"""What the pages show for each family: the model of the examples, diagrams of its blocks, and its walks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LEGEND = (
 
 @dataclass(frozen=True)
 class Drawing:
-    """Of one family.
+    """The drawings of one family.
 
     Attributes:
         example: The model of the examples.
         blocks: Diagrams, as `draw_blocks` takes them.
         scans: Walks, as `draw_paths` takes them; empty for a family without a scan.
-        legend: What the diagrams abbreviate.
+        legend: The abbreviations in the diagrams.
     """
 
     example: str
@@ -126,7 +126,7 @@ DRAWINGS = {
                 'Linear C \u2192 C',
             ],
         },
-        legend=f'{_LEGEND} r is 2, in the third version 4.',
+        legend=f'{_LEGEND} r is 2, or 4 in the third version.',
         scans={
             'full size: rows': Route('raster', 0, 8),
             'half size: rows backwards,': Route('reversed', 0, 4),

@@ -24,10 +24,10 @@ _IMAGENET = 50_000  # images of its validation set; nothing less reproduces a re
 
 
 def family_files(key: str, results: Path) -> dict[str, str]:
-    """What `model_cards/` holds of a family: file names to contents.
+    """What `model_cards/` holds for a family: file names to contents.
 
     Args:
-        key: Of `FAMILIES`. Without a drawing or prose of its own, the family has a page without these parts.
+        key: Of `FAMILIES`. A family without a drawing or prose gets a page without these parts.
         results: Folder with measurements: `tools/benchmark.py`'s, and `tools/validate.py`'s in `validation/`.
     """
     rows = sorted(list_rows(f'{key}*', cost=True), key=lambda row: float(row['params (M)']))
@@ -41,7 +41,7 @@ def family_files(key: str, results: Path) -> dict[str, str]:
 
 
 def _drawing(rows: Sequence[Mapping[str, str]]) -> Drawing:
-    """Of a family that nobody has drawn: its smallest model, and how that one walks."""
+    """The drawing of a family without one of its own: its smallest model, and how that one walks."""
     example = rows[0]['model'].partition('.')[0]
     scan = getattr(sketch(example), 'scan', None)
     directions = range(get_scan(scan).directions) if scan else ()
@@ -52,7 +52,7 @@ def _family_page(key: str, drawing: Drawing, rows: Sequence[Mapping[str, str]], 
     family, prose = FAMILIES[key], _prose(key)
     order = [row['model'].partition('.')[0] for row in rows]
     names = sorted(model_names(f'{key}*', tags=True), key=lambda name: order.index(name.partition('.')[0]))
-    names = [name for name in names if '.' in name or get_pretrained_cfg(name).notes]  # those that were published
+    names = [name for name in names if '.' in name or get_pretrained_cfg(name).notes]  # the published ones
     licenses = {get_pretrained_cfg(name).license or 'unknown' for name in names}
     license = licenses.pop() if len(licenses) == 1 else 'unknown'
     parts = {
@@ -78,7 +78,7 @@ def _family_page(key: str, drawing: Drawing, rows: Sequence[Mapping[str, str]], 
 
 
 def _prose(key: str) -> dict[str, str]:
-    """What is written about a family, by heading; '': before the first."""
+    """The prose about a family, by heading; '': what precedes the first."""
     file = _PROSE / f'{key}.md'
     text = file.read_text(encoding='utf-8') if file.exists() else ''
     parts = re.split(r'^## (.+)\n', text, flags=re.M)
@@ -87,7 +87,7 @@ def _prose(key: str) -> dict[str, str]:
 
 def _scan_part(key: str, family: Family, drawing: Drawing) -> list[str]:
     if not drawing.scans:
-        return [f'{family.title} has none, and this is its point.'] if drawing.blocks else []
+        return [f'{family.title} has none, and that is its point.'] if drawing.blocks else []
     code = f"import timm\nimport visionssm  # registers the models\n\nmodel = timm.create_model('{drawing.example}', "
     return [
         f'![The walks of {family.title} over a map](img/{key}_scan.svg)',
@@ -120,8 +120,8 @@ def _models_part(
         wrap(
             'Parameters and multiply-adds are counted here, at the input given (`visionssm list --markdown`); those '
             "called reported are the authors' figures, whose GFLOPs are multiply-adds. Top-1 is on ImageNet-1k's "
-            'validation set, in percent. Reproduced stays empty until `python tools/validate.py` has run on all of its '
-            '50,000 images and the result lies in `results/validation`.'
+            'validation set, in percent. Reproduced stays empty until `python tools/validate.py` has run on all 50,000 '
+            'images and the result is in `results/validation`.'
         ),
     ]
     nano = [f'`{row["model"]}`' for row in rows if row['model'].endswith('_nano')]
@@ -129,7 +129,7 @@ def _models_part(
         parts.append(f'Not of the paper: {", ".join(nano)}, small enough to train on a CPU.')
     remarks = [wrap(f'- `{row["model"].partition(".")[0]}`: {row["remark"]}.', '  ') for row in rows if row['remark']]
     if remarks:
-        parts.append('Where a figure of the authors (marked \\*) is not ours:\n\n' + '\n'.join(remarks))
+        parts.append('Where a figure of the authors (marked \\*) differs from ours:\n\n' + '\n'.join(remarks))
     return parts
 
 
@@ -170,12 +170,12 @@ def _weights_part(family: Family, names: Sequence[str]) -> list[str]:
         'timm downloads these files; `visionssm convert` takes the original ones.'
         if family.borrowed
         else wrap(
-            'A download is kept, and checked: against its SHA-256 where one is known, else against the one recorded at '
-            'its first use (`visionssm weights`). What a file holds is never run, and must fit name by name.'
+            'A download is kept and checked: against its published SHA-256 if there is one, else the one recorded at '
+            'first use (`visionssm weights`). Nothing in a file is ever run, and its names must match one by one.'
         )
     )
     if downstream := [file for file in family.files if file.method]:
-        parts.append('Detectors and segmenters of the authors, for the OpenMMLab configs, with what they report:')
+        parts.append("The authors' detectors and segmenters, for the OpenMMLab configs, with the results they report:")
         cells = [
             [
                 f'`{file.name}`',
@@ -208,7 +208,7 @@ def _usage_part(name: str) -> list[str]:
         return usage([repr(name), *weights], sketch(name), config.input_size)
     arguments = [repr(name), 'pretrained=True', f"pretrained_cfg_overlay={{'file': '{name}.pth'}}"]
     return [
-        f'`{name}.pth` is the file of the authors, downloaded by hand.',
+        f"`{name}.pth` is the authors' file, downloaded by hand.",
         *usage(arguments, sketch(name), config.input_size),
     ]
 
@@ -231,7 +231,7 @@ def _speed_part(family: Family, drawing: Drawing, results: Path) -> str:
 
 
 def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
-    """Model, image side, images/s of inference and training, and on what: of `benchmark.py` and `gpu_report.py`."""
+    """Model, image side, images/s of inference and training, and the machine: of `benchmark.py` and `gpu_report.py`."""
     machine = report.get('machine') or report.get('environment') or {}
     where = ', '.join(f'{key} {value}' for key, value in machine.items() if value != 'not installed')
     for row in report.get('results', ()):
