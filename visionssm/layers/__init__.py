@@ -12,9 +12,9 @@ from .embed import (
     spread,
     whole_side,
 )
+from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
-from .onednn import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan
 from .ss2d import SS2D

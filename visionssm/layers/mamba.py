@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
-from .onednn import Linear, scan_tokens
+from .functional import Linear, scan_tokens
 from .scanning import ScanningModule, ScanSpec
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onednn import FastLinears, Linear
+from .functional import FastLinears, Linear
 
 
 class DepthwiseMlp(FastLinears):

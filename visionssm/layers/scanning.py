@@ -8,7 +8,7 @@ from torch import nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from .onednn import FastLinears
+from .functional import FastLinears
 
 ScanSpec = str | Mapping[str, Any] | ScanOrder
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from .onednn import Linear
+from .functional import Linear
 from .scanning import ScanningModule, ScanSpec
 from .ssm import SelectiveSSM
 

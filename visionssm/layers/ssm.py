@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from .onednn import Linear, linear, scan_tokens
+from .functional import Linear, linear, scan_tokens
 
 torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')

@@ -29,10 +29,12 @@ class _Products(TorchFunctionMode):
 
 
 _inside = threading.local()
+# of a block's input, below which looking at every call costs more than the faster product saves
+_LEAST_ELEMENTS = 1 << 18
 
 
 class FastLinears(nn.Module):
-    """A module inside which linear layers of fp32 tensors on a CPU run by `visionssm.ops.linear`, in eager mode.
+    """A module inside which linear layers of large fp32 tensors on a CPU run by `visionssm.ops.linear`, in eager mode.
 
     The layers are `nn.Linear` and called as such, so hooks, adapters and all else attached to them work.
     """
@@ -44,6 +46,7 @@ class FastLinears(nn.Module):
             type(x) is not Tensor
             or x.dtype != torch.float32
             or x.device.type != 'cpu'
+            or x.numel() < _LEAST_ELEMENTS
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or getattr(_inside, 'on', False)
