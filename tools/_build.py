@@ -1,4 +1,4 @@
-"""What setuptools can't be told in pyproject.toml: wheels carry configs and scripts where `mim` looks for them."""
+"""What pyproject.toml can't tell setuptools: wheels carry configs and scripts where `mim` looks for them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the tools share that write files of this repository from facts, or check that they are current."""
+"""What the tools share that write this repository's files from facts, or check that they are current."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_or_check(texts: Mapping[Path, str], check: bool, command: str) -> int:
-    """Write what has changed, or print what would.
+    """Write what has changed, or print what would change.
 
     Args:
         texts: Text of every file.
@@ -20,7 +20,7 @@ def write_or_check(texts: Mapping[Path, str], check: bool, command: str) -> int:
         command: What writes them, for the message.
 
     Returns:
-        Exit code: 0 if written, or if all is current; 1 if a check finds a difference.
+        Exit code: 0 if written, or if all files are current; 1 if a check finds a difference.
     """
     stale = 0
     for file, text in texts.items():

@@ -8,7 +8,7 @@ and steps that they serve. Neither is a measurement of time.
 
 The three-kernel form (VMamba's): copy u into K visiting orders; scan them, output in fp32; merge the K outputs. Its
 backward pass copies the fp32 gradient K times, scans back from saved copies, and merges the gradients of the copies.
-Its instructions are not counted: its scan is another project's code.
+Its instructions are not counted, as its scan is another project's code.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from visionssm.weights.checkpoint import load_checkpoint
 def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with what training and testing both take."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='file, or the name of one of our configs')
+    parser.add_argument('config', help='a file, or the name of one of our configs')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default work_dirs/CONFIG)')
     parser.add_argument(
         '--cfg-options',
@@ -32,7 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config of parsed arguments.
+    """The config that the parsed arguments name.
 
     Raises:
         ValueError: If there is no such config.

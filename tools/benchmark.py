@@ -47,7 +47,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> dict[str, float]:
-    """Median seconds of every side; (function, rounds), the sides taken in turn so that drift hits all alike."""
+    """Median seconds of every side; (function, rounds), the sides taken in turn so that drift affects all alike."""
     for function, _ in sides.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -206,7 +206,7 @@ def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int) -> list[
 
 
 def create(name: str, side: int) -> torch.nn.Module:
-    """The model in eval mode, made for images of that side if it is made for one side at all."""
+    """The model in eval mode, made for images of that side if it is tied to one side at all."""
     default = timm.get_pretrained_cfg(name).input_size[-1]
     return timm.create_model(name, **({} if side == default else {'img_size': side})).eval()
 
@@ -218,7 +218,7 @@ def infer(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def profile_model(name: str, side: int, batch: int) -> str:
-    """Where the time of a forward pass goes: torch's own operators, by their own time."""
+    """Where the time of a forward pass goes: torch's operators by self time."""
     from torch.profiler import ProfilerActivity, profile
 
     model, x = create(name, side), torch.randn(batch, 3, side, side)
@@ -230,7 +230,7 @@ def profile_model(name: str, side: int, batch: int) -> str:
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
@@ -246,13 +246,13 @@ def machine() -> dict:
 
 
 def main() -> int:
-    """Run the benchmark that the command line names."""
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     scan = commands.add_parser('scan', help='the scan op against the sequential loop and the floor, on this CPU')
     scan.add_argument('--rounds', type=int, default=15, help='timed runs of each side (default: 15)')
     scan.add_argument('--backends', nargs='+', default=['cpu', 'torch'], help='backends to time (default: cpu torch)')
-    scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code has it; many minutes')
+    scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code writes it; many minutes')
     scan.add_argument('--json', type=Path, help='write the results here')
     models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')

@@ -5,7 +5,7 @@
     python tools/gpu_report.py --dry-run          # tiny shapes on the CPU through the torch backend: tests this script
 
 Scans, all in one run: our fused kernels (`triton`); the `torch` backend; copy, scan, merge as separate steps around our
-own scan kernel in raster order (`copy_scan_merge`), which leaves out only the fusion; and mamba-ssm's CUDA scan between
+own scan kernel in raster order (`copy_scan_merge`), which lacks only the fusion; and mamba-ssm's CUDA scan between
 the same copy and merge (`mamba_ssm`), if that is installed. delta, B and C are given to the last two in visiting order,
 as the projection of copied tokens makes them. Times are medians. `floor` is the time that reading every input and
 writing every output once would take at the bandwidth that a large copy reaches on this device.
@@ -151,7 +151,7 @@ def mamba_ssm(inputs: dict[str, torch.Tensor | None]) -> torch.Tensor:
 
 
 def sides(inputs: dict[str, torch.Tensor | None], dry: bool) -> dict[str, Callable[[], torch.Tensor] | str]:
-    """What is compared: a function of no arguments, or why it can't run."""
+    """The contenders: each a function without arguments, or the reason it can't run."""
     moved = in_visiting_order(inputs)
     backend = 'torch' if dry else 'triton'
     found: dict[str, Callable[[], torch.Tensor] | str] = {
@@ -269,7 +269,7 @@ def model_rows(models, device: str) -> list[dict]:
 
 
 class _Flat:
-    """A schedule that leaves the learning rate as it is."""
+    """A schedule that leaves the learning rate unchanged."""
 
     def step_update(self, num_updates: int) -> None:
         """Do nothing."""
@@ -312,7 +312,7 @@ def step_rows(models, device: str, dry: bool) -> list[dict]:
             row = {'model': name, 'size': size, 'batch': batch, 'compiled': compiled}
             try:
                 row['step'] = measure(step, device)
-            except RuntimeError as error:  # what the compiler could not do is a result, too
+            except RuntimeError as error:  # what the compiler can't do is a result, too
                 row['step'] = {'skipped': f'{type(error).__name__}: {str(error).splitlines()[0]}'}
             if 'ms' in row['step']:
                 row['step']['images_per_s'] = 1e3 * batch / row['step']['ms']

@@ -1,8 +1,8 @@
-"""Write `model_cards/`, or check that it is what the registry, the facts and the results say.
+"""Write `model_cards/`, or check that it matches the registry, the facts and the results.
 
     python tools/make_cards.py [--check] [FAMILY ...]
 
-Exit code: 0 if written, or if all is up to date; 1 if --check finds a difference.
+Exit code: 0 if written, or if all cards are up to date; 1 if --check finds a difference.
 """
 
 from __future__ import annotations

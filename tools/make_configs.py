@@ -1,11 +1,11 @@
-"""Write what of `configs/` follows from facts, or check it: results in headers, metafiles, `model-index.yml`.
+"""Write what follows from facts in `configs/`, or check it: results in headers, metafiles, `model-index.yml`.
 
     python tools/make_configs.py [--check]
 
-A header is the first line of a config; what stands before its last colon is written by hand. This needs the packages of
+A header is the first line of a config; what precedes its last colon is written by hand. This needs the packages of
 `visionssm[openmmlab]`, as detectors and segmenters are built to count their parameters.
 
-Exit code: 0 if written, or if all is current; 1 if --check finds a difference.
+Exit code: 0 if written, or if all files are current; 1 if --check finds a difference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = {
 }
 TASKS = {'box AP': 'Object Detection', 'mask AP': 'Instance Segmentation'}
 DATASETS = {'coco': 'COCO', 'ade20k': 'ADE20K'}
-# trained here as an end to the means, without a paper behind them
+# trained here as a demonstration, without a paper behind them
 OWN = 'digits'
 
 

@@ -1,10 +1,10 @@
-"""The figures of docs/scaling.md: what 64 GPUs say to each other and read, against what they compute.
+"""The figures of docs/scaling.md: what 64 GPUs exchange and read, against what they compute.
 
     python tools/scaling.py            # print the tables
     python tools/scaling.py --decode   # also measure how many JPEG files one core here decodes and augments
 
-Parameters, multiply-adds and bytes are counted on the models themselves (no GPU, no memory for weights); what the
-counts are divided by are assumptions, named in the tables. Nothing here is a measurement of training.
+Parameters, multiply-adds and bytes are counted on the models themselves (no GPU, no memory for weights); the
+divisors are assumptions, named in the tables. Nothing here is a measurement of training.
 """
 
 from __future__ import annotations

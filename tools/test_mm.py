@@ -1,4 +1,4 @@
-"""Score a checkpoint of a detector, segmenter or classifier of OpenMMLab, by mmengine's Runner.
+"""Score a checkpoint of a detector, segmenter or classifier of OpenMMLab, with mmengine's Runner.
 
 The checkpoint is a file of ours or of the authors, or a name such as `vmamba_tiny_s1l8.mask_rcnn_1x_coco`; it must fit
 exactly. `python tools/test_mm.py mask-rcnn_vmamba-nano_fpn_digits work_dirs/.../epoch_12.pth`.

@@ -5,7 +5,7 @@ On one device, and on eight:
 python tools/train.py --config configs/train/vmamba_tiny_s1l8.yaml --data IMAGENET
 torchrun --nproc-per-node 8 tools/train.py --config configs/train/vmamba_tiny_s1l8.yaml --data IMAGENET
 
-`--list-keys` shows what a recipe can say.
+`--list-keys` shows what a recipe can set.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Train a detector, segmenter or classifier of OpenMMLab from a config: mmengine's Runner, nothing else.
+"""Train a detector, segmenter or classifier of OpenMMLab from a config, with mmengine's Runner and nothing else.
 
 python tools/train_mm.py mask-rcnn_vmamba-nano_fpn_digits
 torchrun --nproc-per-node 8 tools/train_mm.py mask-rcnn_vmamba-tiny-s1l8_fpn_1x_coco --launcher pytorch

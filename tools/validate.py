@@ -1,4 +1,4 @@
-"""Measure the accuracy of classifiers: a JSON file for each, all of them in one CSV.
+"""Measure the accuracy of classifiers: a JSON file for each, and one CSV for all.
 
 On all of ImageNet's validation set, this is the command that turns a reported accuracy into a reproduced one.
 

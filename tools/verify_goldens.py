@@ -2,9 +2,9 @@
 
     python tools/verify_goldens.py [--folder DIR] [NAME ...]
 
-Every fixture goes the public way: its weights are saved in the upstream container and loaded strictly by
+Every fixture takes the public route: its weights are saved in the upstream container and loaded strictly by
 `timm.create_model(name, pretrained=True, pretrained_cfg_overlay={'file': ...})`, those of detectors and segmenters as
-the OpenMMLab backbone loads them. Exit code: 0 if all that were run agree and all asked for by name could be run, 1
+the OpenMMLab backbone loads them. Exit code: 0 if all that ran agree and all asked for by name could run, 1
 otherwise.
 """
 
@@ -54,7 +54,7 @@ class Tolerance(NamedTuple):
 
 
 class Family(NamedTuple):
-    """How the fixtures of one family are run.
+    """How to run the fixtures of one family.
 
     `pattern` is matched in 'NAME CONSTRUCTOR'; `model` gives our name and arguments from (metadata, match); `features`
     gives the recorded maps from (model, images, metadata); `container` is the checkpoint's key for the weights;
@@ -393,7 +393,7 @@ def verify(name: str, folder: Path = GOLDENS, inputs: list[int] | None = None) -
                 if re.search(family.ungraded, key):
                     continue
                 got = norms.get(re.sub(*family.alias, key), float('inf'))
-                # a gradient that is exactly zero has to be exactly zero
+                # a gradient that is exactly zero must be so here, too
                 relative = abs(got - expected) / expected if expected else got
                 if not relative <= grad_error:
                     grad_error, worst = relative, key
