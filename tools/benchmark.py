@@ -252,7 +252,7 @@ def main() -> int:
     scan = commands.add_parser('scan', help='the scan op against the sequential loop and the floor, on this CPU')
     scan.add_argument('--rounds', type=int, default=15, help='timed runs of each side (default: 15)')
     scan.add_argument('--backends', nargs='+', default=['cpu', 'torch'], help='backends to time (default: cpu torch)')
-    scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code writes it; many minutes')
+    scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code has it; many minutes')
     scan.add_argument('--json', type=Path, help='write the results here')
     models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
