@@ -30,7 +30,7 @@ class _Products(TorchFunctionMode):
 
 _inside = threading.local()
 # of a block's input, below which looking at every call costs more than the faster product saves
-_LEAST_ELEMENTS = 1 << 18
+_LEAST_ELEMENTS = 1 << 17
 
 
 class FastLinears(nn.Module):
