@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from PIL import Image
 
 from visionssm.catalog.configs import find_config
-from visionssm.openmmlab.weights import locate_weights
+from visionssm.weights.locate import locate
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def infer(args: argparse.Namespace) -> str:
     """
     with Image.open(args.image) as image:
         pixels = np.asarray(image.convert('RGB'))
-    checkpoint = locate_weights(args.checkpoint)
+    checkpoint = locate(args.checkpoint)
     config = Config.fromfile(find_config(args.config))
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)

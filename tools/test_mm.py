@@ -7,7 +7,7 @@ exactly. `python tools/test_mm.py mask-rcnn_vmamba-nano_fpn_digits work_dirs/...
 from _mm import load_whole, make_parser, read_config
 from mmengine.runner import Runner
 
-from visionssm.openmmlab.weights import locate_weights
+from visionssm.weights.locate import locate
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = read_config(args)
-        checkpoint = locate_weights(args.checkpoint)
+        checkpoint = locate(args.checkpoint)
         if args.tta:
             if 'tta_model' not in config or 'tta_pipeline' not in config:
                 raise ValueError(f'--tta: {args.config} has no tta_model and tta_pipeline')

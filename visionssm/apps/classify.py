@@ -16,7 +16,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
-from visionssm.models.builder import by_hand_only
+from visionssm.weights.locate import by_hand_only
 
 _SOURCES = ('local-dir:', 'hf-hub:')
 

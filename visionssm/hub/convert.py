@@ -22,9 +22,10 @@ from visionssm.catalog.models import check_model, sketch, tag_record, takes_argu
 from visionssm.files import check_replaceable, replaced_folder
 from visionssm.models.builder import checkpoint_filter
 from visionssm.version import __version__
-from visionssm.weights.checkpoint import check_fit, load_checkpoint
+from visionssm.weights.checkpoint import check_fit, inside_backbone, strip_backbone
 from visionssm.weights.download import sha256
-from visionssm.weights.published import container_of, family_of, published_files
+from visionssm.weights.locate import read
+from visionssm.weights.published import family_of, published_files
 from visionssm.weights.records import Published
 
 from .card import folder_card
@@ -100,13 +101,12 @@ def convert(
     check_folder(output)
     model_args = dict(model_args or {})
     base = name.partition('.')[0]
-    state_dict = load_checkpoint(checkpoint, prefer=container_of(base))
+    state_dict = read(checkpoint, base)
     digest = sha256(checkpoint)
 
     dense = any(key.startswith('backbone.') for key in state_dict)
-    own = {key: x for key, x in state_dict.items() if not dense or key.startswith(('backbone.', 'head.'))}
-    left_out = tuple(sorted({_part(key) for key in state_dict.keys() - own.keys()}))
-    own = {key.removeprefix('backbone.').removeprefix('model.'): x for key, x in own.items()}
+    left_out = tuple(sorted({_part(key) for key in state_dict.keys() - inside_backbone(state_dict).keys()}))
+    own = {key.removeprefix('model.'): x for key, x in strip_backbone(state_dict).items()}
     family = family_of(base)
     if dense and family and family.key in ('vim', 'lbvim'):
         plain = sketch(base)

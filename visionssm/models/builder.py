@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from visionssm.weights.checkpoint import backbone_weights, check_fit, load_checkpoint, unwrap
-from visionssm.weights.download import fetch, weights_file
-from visionssm.weights.published import FAMILIES, container_of, find_published
+from visionssm.weights.checkpoint import backbone_weights, check_fit
+from visionssm.weights.locate import read
+from visionssm.weights.published import FAMILIES
 from visionssm.weights.records import Family
 
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
@@ -90,7 +89,7 @@ def build(
     config = dataclasses.replace(pretrained_cfg, state_dict=None).to_dict()
     source = {name: config[name] for name in _SOURCE if name in config}
     if pretrained:
-        weights = _read_weights(pretrained_cfg, container_of(variant), cache_dir)
+        weights = read(pretrained_cfg, variant, cache_dir)
         # timm downloads with pickles unrestricted (before 1.0.29), takes averaged weights first whatever upstream
         # evaluates, and copies state dicts: so it gets a stand-in, and the filter below returns the weights
         config = {name: value for name, value in config.items() if name not in source}
@@ -129,29 +128,6 @@ def build(
 
 
 _SOURCE = ('file', 'source', 'hf_hub_id', 'hf_hub_filename', 'url')
-
-
-def _read_weights(config: PretrainedCfg, prefer: str, cache_dir: str | Path | None) -> dict[str, Tensor]:
-    """The weights that a configuration points to, in timm's order of sources."""
-    if config.source == 'local-dir':
-        return load_checkpoint(weights_file(config.file), prefer=prefer)
-    from_hub = config.source == 'hf-hub'  # the name is a repository's: the caller wants what is on its branch now
-    if config.state_dict and not from_hub:
-        return unwrap(config.state_dict, prefer=prefer)
-    if config.file and not from_hub:
-        return load_checkpoint(config.file, prefer=prefer)
-    if config.hf_hub_id or config.url:
-        return load_checkpoint(fetch(config, cache_dir, latest=from_hub), prefer=prefer)
-    raise ValueError(
-        f'{config.architecture} has no weights{by_hand_only(config)}; what is in a file of yours loads by '
-        "pretrained_cfg_overlay={'file': ...}"
-    )
-
-
-def by_hand_only(config: PretrainedCfg) -> str:
-    """For errors: where a person gets weights that nothing else can download; '' if there are none."""
-    file = find_published(f'{config.architecture}.{config.tag}')
-    return f' but those to download by hand: {file.page}' if file and file.by_hand else ''
 
 
 def checkpoint_filter(cls: type[nn.Module]) -> FilterFn:

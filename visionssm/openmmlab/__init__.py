@@ -13,6 +13,7 @@ check_requirements()
 find_forks()
 
 from . import mmcv_ext  # noqa: E402  before anything imports mmdet or mmseg
+from . import weights as weights  # noqa: E402  registers a scheme of addresses
 from .backbone import Backbone  # noqa: E402
 from .optim import LayerDecayConstructor  # noqa: E402
 from .registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS  # noqa: E402

@@ -21,10 +21,10 @@ from visionssm.catalog.models import check_model, sketch
 from visionssm.layers import ScanSpec
 from visionssm.models.adapter import PlainMambaAdapter
 from visionssm.models.dense import DenseModel, dense_state_dict
-from visionssm.weights.checkpoint import check_fit
+from visionssm.weights.checkpoint import check_fit, strip_backbone
+from visionssm.weights.locate import read
 
 from .registry import MODELS
-from .weights import of_backbone, read_weights
 
 
 @MODELS.register_module()
@@ -136,7 +136,7 @@ class Backbone(DenseModel, BaseModule):
         Raises:
             ValueError: If the weights belong to another model or do not fit; the message says how.
         """
-        weights = dense_state_dict(of_backbone(read_weights(checkpoint, self.model_name)), self)
+        weights = dense_state_dict(strip_backbone(read(checkpoint, self.model_name)), self)
         left_out = sorted(self.removed & {name.removeprefix('model.') for name in weights})
         weights = {name: x for name, x in weights.items() if name.removeprefix('model.') not in self.removed}
         expected = set(self.state_dict()) - set(self.added)

@@ -15,7 +15,7 @@ from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.data.digits import fitting_size
 from visionssm.files import added_files
 from visionssm.hub.folder import write_model
-from visionssm.models.builder import weights_file
+from visionssm.weights.locate import locate
 
 from .data import ImageConfig
 from .recipe import Recipe
@@ -77,7 +77,7 @@ def _initial(initial: str | None) -> dict[str, Any]:
     overlay: dict[str, Any] = {'file': initial}
     if path.is_dir():
         config = json.loads((path / 'config.json').read_text())
-        overlay = {'file': str(weights_file(initial)), 'num_classes': config['num_classes']}
+        overlay = {'file': str(locate(path)), 'num_classes': config['num_classes']}
         overlay['input_size'] = config['pretrained_cfg']['input_size']
     return {'pretrained': True, 'pretrained_cfg_overlay': overlay}
 

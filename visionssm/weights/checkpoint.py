@@ -142,15 +142,26 @@ def unwrap(
     return state_dict
 
 
+def inside_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is under `backbone.`, and a classifier under `head.`, prefixes kept; the whole if nothing is."""
+    whole = not any(name.startswith('backbone.') for name in state_dict)
+    return {name: x for name, x in state_dict.items() if whole or name.startswith(('backbone.', 'head.'))}
+
+
+def strip_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`inside_backbone`, without the prefix `backbone.`."""
+    return {name.removeprefix('backbone.'): x for name, x in inside_backbone(state_dict).items()}
+
+
 def backbone_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part of an OpenMMLab detector's or segmenter's weights that our models have a place for.
 
     That is everything under `backbone.`, prefix kept, except the norms and projections of its output maps. Other state
     dicts, such as that of a backbone alone, are returned unchanged.
     """
-    inside = {name: x for name, x in state_dict.items() if name.startswith(('backbone.', 'head.'))}
+    inside = inside_backbone(state_dict)
     others = {name.partition('.')[0] for name in state_dict if name not in inside}
-    if not others or not any(name.startswith('backbone.') for name in inside):
+    if not others:
         return state_dict
     _logger.info('left out, as they are not part of the backbone: %s', _some(sorted(others)))
     outputs = sorted({match[0] for name in inside if (match := _OUTPUTS.match(name))})
