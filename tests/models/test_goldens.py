@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +22,21 @@ tool = load_tool()
 NAMES = sorted(path.stem for path in tool.GOLDENS.glob('*.json'))
 
 
+@pytest.fixture
+def two_threads():
+    """Sums in the order in which the fixtures were first verified.
+
+    With one thread the gradient of one bias in PlainMamba's ViT-Adapter (`interactions.0.extractor.attn.
+    attention_weights.bias`) is 1.5 % off, with logits and features as close as ever; why is not known.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize('name', NAMES)
-def test_golden(name):
+def test_golden(name, two_threads):
     result = tool.verify(name)
     assert result.ok, result
 

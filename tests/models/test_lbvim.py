@@ -97,7 +97,8 @@ def test_every_other_block_walks_backwards():
     forward = copy.deepcopy(net.blocks)
     for block in forward:
         block.mixer.reverse = False
-        block.mixer.backwards = [False]
+        for direction in block.mixer.directions:
+            direction.conv1d.backwards = False
     stream = x
     for block in forward:
         stream = block(stream, order).flip(1)

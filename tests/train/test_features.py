@@ -75,7 +75,7 @@ def test_what_is_refused_is_said_first(setting, tmp_path, capsys):
     model, output = f'local-dir:{root / "model"}', str(tmp_path / 'out.npz')
     for images, file, message in (
         ('/no/image.png', output, 'no image file at /no/image.png'),
-        (str(tmp_path / 'empty'), output, 'there are no images in'),
+        (str(tmp_path / 'empty'), output, 'no images in'),
         (str(tmp_path / 'bad.png'), output, 'bad.png is not an image'),
         (str(root / 'images'), str(tmp_path / 'out.csv'), 'written as .safetensors or .npz'),
         (str(root / 'images'), '/no/folder/out.npz', 'no folder /no/folder'),
