@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from _generated import ROOT, write_or_check
-from cards.pages import family_files
+from cards.pages import family_files, readme
 
 import visionssm  # noqa: F401  registers the models
 from visionssm.weights.published import FAMILIES
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         for key in args.families or FAMILIES
         for name, text in family_files(key, ROOT / 'results').items()
     }
+    texts[ROOT / 'README.md'] = readme((ROOT / 'README.md').read_text(encoding='utf-8'))
     return write_or_check(texts, args.check, 'python tools/make_cards.py')
 
 

@@ -244,3 +244,30 @@ def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
             for what in ('inference', 'training')
         )
         yield row['model'], str(row['size']), inference, training, f'{where}, fp16 AMP, batch {row["batch"]}'
+
+
+def readme(text: str) -> str:
+    """The text of the README with its table of families as the records have it now.
+
+    Raises:
+        ValueError: If the text has no such table.
+    """
+    headings = ['family', 'paper', 'models', 'top-1 reported', 'licence of the weights']
+    every, rows = list_rows(), []
+    for key, family in FAMILIES.items():
+        own = [row for row in every if row['model'].partition('.')[0] in family.models and row['weights'] != 'no']
+        scores = [float(row['top-1 reported']) for row in own if row['top-1 reported']]
+        rows.append(
+            [
+                f'[{family.title}](model_cards/{key}.md)',
+                f'[arXiv:{family.arxiv}](https://arxiv.org/abs/{family.arxiv})',
+                f'{len(own)}, such as `{next(name for name in family.models if "tiny" in name or "l1" in name)}`',
+                f'{min(scores)} to {max(scores)} %' if scores else 'not known',
+                ', '.join(sorted({row['licence'] for row in own})),
+            ]
+        )
+    lines = r'^\| family \|.*\n(?:\|.*\n)+'
+    found, count = re.subn(lines, table(headings, rows) + '\n', text, count=1, flags=re.M)
+    if not count:
+        raise ValueError('README.md has no table of families, whose first line starts with "| family"')
+    return found
