@@ -1,4 +1,4 @@
-"""The scan in plain operators, for programs that leave Python: ONNX, TorchScript, OpenVINO, core ATen.
+"""The scan in plain operators, for ONNX files.
 
 Step t = (s * M2 + m2) * M1 + m1. Walks of M1 steps run side by side, twice: from a state of zero, to learn where each
 ends, then from its true start, which a second level of walks over those ends gives (M2), and a third over theirs (S).
@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -27,25 +24,9 @@ _DOUBLINGS = 17
 _LOG = (1.99999967, 0.66676003, 0.39589461, 0.34226051)
 
 
-_plain: ContextVar[bool] = ContextVar('visionssm_plain_operators', default=False)
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Have models traced or exported inside the `with` block use operators of torch alone, slower but known everywhere.
-
-    ONNX exporters do so by themselves.
-    """
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
-
-
 def wants_plain() -> bool:
-    """Whether an exporter runs that takes operators of torch alone."""
-    return torch.onnx.is_in_onnx_export() or _plain.get()
+    """Whether an ONNX exporter runs, which takes operators of torch alone."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def softplus(x: Tensor) -> Tensor:
