@@ -214,6 +214,11 @@ def _a2mamba(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'a2mamba_{sizes[match["size"]]}', {}
 
 
+def _mambavision(meta: dict, match: re.Match) -> tuple[str, dict]:
+    sizes = {'T': 'tiny', 'T2': 'tiny2', 'S': 'small', 'B': 'base', 'L': 'large', 'L2': 'large2', 'L3': 'large3'}
+    return f'mambavision_{sizes[match["size"]]}', {'img_size': int(match['side'] or 224)}
+
+
 def _mambaout(meta: dict, match: re.Match) -> tuple[str, dict]:
     return match['name'], {}
 
@@ -287,6 +292,13 @@ FAMILIES = (
         lambda name: Tolerance(5e-5, 2e-4, 1e-4),
         container='',
         alias=(r'\.rpb\.0$', '.rpb.1'),  # two names of one parameter; upstream ends up with the second's values
+    ),
+    Family(
+        r' mambavision\.models\.mamba_vision\.mamba_vision_(?P<size>[TSBL]\d?)(?:_(?P<side>\d{3}))?(?P<more>_21k)?$',
+        _mambavision,
+        stages,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        container='state_dict',
     ),
     Family(  # timm's own model and names
         r' models\.mambaout\.(?P<name>mambaout_\w+)$',

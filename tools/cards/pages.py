@@ -14,7 +14,7 @@ from visionssm.catalog.models import list_rows, model_names, sketch
 from visionssm.hub.card import citation, front_matter, origin, table, usage, wrap
 from visionssm.scans import get_scan
 from visionssm.weights.published import FAMILIES, find_published
-from visionssm.weights.records import UNCLEAR, Family, Published
+from visionssm.weights.records import UNCLEAR, Family, Published, license_text
 
 from .diagrams import Route, draw_blocks, draw_paths
 from .drawings import DRAWINGS, Drawing
@@ -159,7 +159,14 @@ def _weights_part(family: Family, names: Sequence[str]) -> list[str]:
             about.setdefault(detail, []).append(f'`{name}`')
         if file and file.sha256:
             about[f'SHA-256 {file.sha256}'] = [f'`{name}`']
-        rows.append([f'`{name}`', _source_link(file or config), config.license or 'unknown', _preprocessing(config)])
+        rows.append(
+            [
+                f'`{name}`',
+                _source_link(file or config),
+                license_text(config.license or 'unknown'),
+                _preprocessing(config),
+            ]
+        )
     parts = [table(['weights', 'source', 'licence, as stated', 'evaluation'], rows)]
     if licenses & set(UNCLEAR):
         parts.append('Weights whose licence is unknown or contradictory are not mirrored.')
@@ -198,7 +205,8 @@ def _source_link(entry: PretrainedCfg | Published) -> str:
 
 def _preprocessing(config: PretrainedCfg) -> str:
     side = config.input_size[-1]
-    return f'{config.interpolation}, resize {int(side / config.crop_pct)}, crop {side}'
+    how = '' if config.crop_mode == 'center' else f' ({config.crop_mode})'
+    return f'{config.interpolation}, resize {int(side / config.crop_pct)}{how}, crop {side}'
 
 
 def _usage_part(name: str) -> list[str]:

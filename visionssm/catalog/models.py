@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_en
 from torch import nn
 
 from visionssm.weights.published import family_of, find_published, model_facts
-from visionssm.weights.records import Model, Published
+from visionssm.weights.records import Model, Published, license_text
 
 from .macs import count_macs
 
@@ -120,7 +120,7 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
         row |= {
             'input': 'x'.join(map(str, config.input_size)),
             'top-1 reported': '' if top1 is None else f'{top1:.1f}',
-            'licence': config.license or 'unknown',
+            'licence': license_text(config.license or 'unknown'),
             'weights': 'yes' if config.has_weights else 'by hand' if config.tag else 'no',
         }
         if cost:
@@ -211,4 +211,4 @@ def _weights(name: str, config: PretrainedCfg) -> str:
         return f'{name}: none published'
     file = tag_record(config)
     where = config.file or 'no address' if file.by_hand else file.where
-    return '; '.join([f'{name}: {where}, licence {file.license}', *file.remarks])
+    return '; '.join([f'{name}: {where}, licence {license_text(file.license)}', *file.remarks])

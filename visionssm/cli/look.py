@@ -65,6 +65,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _weights(args: argparse.Namespace) -> int:
     from visionssm.catalog import weights
+    from visionssm.weights.records import license_text
 
     found = weights.find_weights(args.pattern)
     if (args.download or args.prune) and not args.pattern:
@@ -92,7 +93,7 @@ def _weights(args: argparse.Namespace) -> int:
         [
             entry['name'],
             entry['task'],
-            entry['license'],
+            license_text(entry['license']),
             '' if entry['size'] is None else f'{entry["size"] / 1e6:.1f}',
             entry['state'],
             entry['where'],

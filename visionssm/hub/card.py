@@ -13,11 +13,16 @@ from torch import nn
 
 from visionssm.catalog.models import sketch
 from visionssm.weights.published import family_of, find_published, model_facts
-from visionssm.weights.records import Family
+from visionssm.weights.records import Family, license_text
 
 _TAGS = ['image-classification', 'timm', 'visionssm', 'mamba', 'state-space-model']
 _HEAD = 'import timm\nimport torch\nimport visionssm  # registers the models'
-_LICENSES = {'mit': 'MIT', 'apache-2.0': 'Apache-2.0', 'unknown': 'none stated'}
+_LICENSES = {
+    'mit': 'MIT',
+    'apache-2.0': 'Apache-2.0',
+    'nvidia-source-code-nc': 'NVIDIA Source Code License-NC (non-commercial)',
+    'unknown': 'none stated',
+}
 _PLACE = 'local-dir:FOLDER'
 _PLACE_HINT = f'For `{_PLACE}` put the folder, or `hf-hub:OWNER/NAME` if it is on the Hub.'
 
@@ -48,7 +53,7 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
         'classes': str(classes or 'none: a backbone'),
         'scan order': f'`{model.scan}`' if hasattr(model, 'scan') else '',
         'top-1 on ImageNet-1k, reported by the authors': '' if top1 is None else f'{top1} %',
-        'licence of the weights': pretrained.get('license') or 'unknown',
+        'licence of the weights': license_text(pretrained.get('license') or 'unknown'),
         'original code': pretrained.get('origin_url', ''),
     }
     parts = [

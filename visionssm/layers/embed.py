@@ -125,13 +125,15 @@ class ConvDownsample(nn.Module):
     Args:
         dim: Channels in.
         out_dim: Channels out.
+        bias: Whether the convolution has a bias.
+        norm: Whether there is a norm.
     """
 
-    def __init__(self, dim: int, out_dim: int, device=None, dtype=None) -> None:
+    def __init__(self, dim: int, out_dim: int, bias: bool = True, norm: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, **dd)
-        self.norm = nn.LayerNorm(out_dim, **dd)
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=bias, **dd)
+        self.norm = nn.LayerNorm(out_dim, **dd) if norm else nn.Identity()
 
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:

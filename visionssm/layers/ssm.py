@@ -109,6 +109,7 @@ class SelectiveSSM(nn.Module):
         dt_rank: R.
         directions: K.
         mixer: 'mamba1' or 'mamba2'.
+        bias_count: How often the bias of the steps is added.
 
     Raises:
         ValueError: If `mixer` is neither, or the heads do not divide the channels.
@@ -117,7 +118,15 @@ class SelectiveSSM(nn.Module):
     """
 
     def __init__(
-        self, d_inner: int, d_state: int, dt_rank: int, directions: int, mixer: str = 'mamba1', device=None, dtype=None
+        self,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        directions: int,
+        mixer: str = 'mamba1',
+        bias_count: int = 1,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         if mixer not in ('mamba1', 'mamba2'):
@@ -125,7 +134,7 @@ class SelectiveSSM(nn.Module):
         if mixer == 'mamba2' and d_inner % dt_rank:
             raise ValueError(f'{dt_rank} heads do not divide {d_inner} channels')
         dd = {'device': device, 'dtype': dtype}
-        self.d_state = d_state
+        self.d_state, self.bias_count = d_state, bias_count
         self.x_proj_weight = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner, **dd))
         if mixer == 'mamba1':
             self.dt_proj_weight = nn.Parameter(torch.empty(directions, d_inner, dt_rank, **dd))
@@ -183,7 +192,7 @@ class SelectiveSSM(nn.Module):
             B=B,
             C=C,
             D=at_least_fp32(D),
-            delta_bias=at_least_fp32(dt_bias),
+            delta_bias=at_least_fp32(dt_bias) * self.bias_count,
             order=order,
             merge=not per_step,
             per_step=per_step,

@@ -65,6 +65,7 @@ def build(
     variant: str,
     pretrained: bool,
     levels: int | Sequence[int] = (0, 1, 2, 3),
+    sized: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """`build_model_with_cfg` with our way to weights: fetched and verified, read without running anything, checked.
@@ -76,6 +77,7 @@ def build(
         variant: Registered name.
         pretrained: Load the weights that the configuration points to.
         levels: Default `out_indices` of `features_only`.
+        sized: Take `img_size` from the configuration unless it is given, also if other sizes fit.
         **kwargs: As given to `timm.create_model`.
 
     Raises:
@@ -86,6 +88,8 @@ def build(
         variant, kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
     )
     cache_dir = kwargs.pop('cache_dir', None)
+    if sized:
+        kwargs.setdefault('img_size', pretrained_cfg.input_size[-2:])
     config = dataclasses.replace(pretrained_cfg, state_dict=None).to_dict()
     source = {name: config[name] for name in _SOURCE if name in config}
     if pretrained:

@@ -15,8 +15,8 @@ class DenseModel(nn.Module):
         model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.
         out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising; negative
             ones count from the end.
-        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon of the final norm. Levels
-            whose maps are normed already (`norm` in `feature_info`: GroupMamba's first three) get none.
+        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the model's `out_norm_eps` or the epsilon of the final
+            norm. Levels whose maps are normed already (`norm` in `feature_info`: GroupMamba's first three) get none.
         out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
 
     Attributes:
@@ -43,7 +43,7 @@ class DenseModel(nn.Module):
         levels = [model.feature_info[i] for i in taken]
         normed = [level['norm'] for level in levels if 'norm' in level]
         like = model.get_submodule(normed[0]) if normed else getattr(model, 'norm', None)
-        eps = getattr(like, 'eps', 1e-5)
+        eps = getattr(model, 'out_norm_eps', None) or getattr(like, 'eps', 1e-5)
         before = set(model.state_dict())
         model.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
         self.model = model

@@ -29,12 +29,15 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stage on (B, H, W, C)."""
-        x = self.downsample(x)
+        return self.norm(self.run_blocks(self.downsample(x)))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """Run the blocks, with checkpoints if asked to."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
-        return self.norm(x)
+        return x
 
     @torch.jit.ignore
     def dilate(self, dilation: int) -> None:

@@ -15,11 +15,13 @@ class ScanningBackbone(nn.Module):
         embedding: Name of the module that reads images.
         final_norm: Pattern of the names, upstream's and ours, of the weights of the norm before the classifier, if the
             authors' detectors and segmenters put it on the last map; its group is the rest of a name.
+        out_norm_eps: Epsilon of the norms that detectors and segmenters put behind maps; None: that of the final norm.
         takes_adapter: Whether `PlainMambaAdapter` fits around the model.
     """
 
     embedding: str = ''
     final_norm: str = '$^'
+    out_norm_eps: float | None = None
     takes_adapter: bool = False
 
     @torch.jit.ignore

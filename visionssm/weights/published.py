@@ -23,6 +23,7 @@ _MASK, _MASK3, _UPER = 'mask_rcnn_1x', 'mask_rcnn_3x', 'upernet_160k'
 # why a count is not what is printed
 _NORMS = 'theirs (fvcore) adds 5 for each value that a norm reads'
 _NO_HEAD = 'theirs is without the classifier'
+_NO_MIXERS = 'theirs is without scans and attention; ours without them is {}'
 _UNKNOWN = 'how theirs was counted is not published; ours is {} in matrix products, the rest in the scan'
 
 
@@ -599,7 +600,93 @@ MAMBAOUT = Family(
         ('mambaout_base.upernet_160k_ade20k', 49.6, 51.0),
     ),
 )
-FAMILIES = {family.key: family for family in (VMAMBA, VIM, MSVMAMBA, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAOUT)}
+# MambaVision
+
+_MAMBAVISION = 'https://github.com/NVlabs/MambaVision'
+_NVIDIA = 'https://huggingface.co/nvidia'
+
+
+def _mambavision(model: str, repo: str, file: str, top1: float, tag: str = 'in1k', **facts: Any) -> Published:
+    return Published(
+        model=f'mambavision_{model}',
+        tag=tag,
+        metrics={'top-1': top1},
+        license='cc-by-nc-sa-4.0',
+        origin_url=_MAMBAVISION,
+        repo=f'nvidia/MambaVision-{repo}',
+        filename=f'mambavision_{file}.pth.tar',
+        container='state_dict',
+        notes=(
+            'licence as the README of the code states it; the metadata of the Hub repository says other (nvclv1)',
+            *(('pre-trained on ImageNet-21k',) if tag.startswith('in21k') else ()),
+        ),
+        **facts,
+    )
+
+
+def _mambavision_dense(model: str, method: str, dataset: str, repo: str, *values: float) -> Published:
+    return Published(
+        model=f'mambavision_{model}',
+        method=method,
+        dataset=dataset,
+        metrics=_metrics(dataset, values),
+        license='cc-by-nc-sa-4.0',
+        origin_url=_MAMBAVISION,
+        page=f'{_NVIDIA}/{repo}',
+        container='state_dict',
+    )
+
+
+_CASCADE3 = 'cascade_mask_rcnn_3x'
+_MAMBAVISION_CASCADE = 'cascade_mask_rcnn_mamba_vision_{}_3x_coco'
+_MAMBAVISION_UPER = 'mamba_vision_160k_ade20k-{}'
+MAMBAVISION = Family(
+    key='mambavision',
+    title='MambaVision',
+    paper='MambaVision: A Hybrid Mamba-Transformer Vision Backbone',
+    arxiv='2407.08083',
+    venue='CVPR 2025',
+    repository=_MAMBAVISION,
+    commit='7860a506b2eb844eaaae676f08461ce8c3c26f43',
+    license='nvidia-source-code-nc',
+    models={
+        'mambavision_tiny': Model(31_794_248, 4_575_957_376, '31.8', '4.4', _NO_MIXERS.format('4.46')),
+        'mambavision_tiny2': Model(35_104_008, 5_251_263_616, '35.1', '5.1', _NO_MIXERS.format('5.10')),
+        'mambavision_small': Model(50_140_584, 7_592_741_760, '50.1', '7.5', _NO_MIXERS.format('7.47')),
+        'mambavision_base': Model(97_685_288, 15_186_163_200, '97.7', '15.0', _NO_MIXERS.format('14.94')),
+        'mambavision_large': Model(227_961_048, 35_196_126_896, '227.9', '34.9'),
+        'mambavision_large2': Model(241_554_824, 37_921_588_432, '241.5', '37.5', _NO_MIXERS.format('37.47')),
+        'mambavision_large3': Model(739_570_472, 123_666_317_312, '739.6', '122.3', _NO_MIXERS.format('122.0')),
+        'mambavision_nano': Model(2_564_408, 333_631_616),
+        'test_mambavision': Model(306_336, 14_573_568, container='state_dict'),
+    },
+    files=(
+        _mambavision('tiny', 'T-1K', 'tiny_1k', 82.3, size=382_000_000),
+        _mambavision('tiny2', 'T2-1K', 'tiny2_1k', 82.7),
+        _mambavision('small', 'S-1K', 'small_1k', 83.3),
+        _mambavision('base', 'B-1K', 'base_1k', 84.2),
+        _mambavision('base', 'B-21K', 'base_21k', 84.9, 'in21k_ft_in1k'),
+        _mambavision('large', 'L-1K', 'large_1k', 85.0),
+        _mambavision('large', 'L-21K', 'large_21k', 86.1, 'in21k_ft_in1k'),
+        _mambavision('large2', 'L2-1K', 'large2_1k', 85.3),
+        _mambavision('large2', 'L2-512-21K', 'L2_21k_240m_512', 87.3, 'in21k_ft_in1k_512'),
+        _mambavision('large3', 'L3-256-21K', 'L3_21k_740m_256', 87.3, 'in21k_ft_in1k_256'),
+        _mambavision('large3', 'L3-512-21K', 'L3_21k_740m_512', 88.1, 'in21k_ft_in1k_512'),
+        _mambavision_dense('tiny', _CASCADE3, 'coco', _MAMBAVISION_CASCADE.format('tiny'), 51.1, 44.3),
+        # its file is in the repository of the tiny one
+        _mambavision_dense('small', _CASCADE3, 'coco', _MAMBAVISION_CASCADE.format('tiny'), 52.3, 45.2),
+        _mambavision_dense('base', _CASCADE3, 'coco', _MAMBAVISION_CASCADE.format('base'), 52.8, 45.7),
+        _mambavision_dense('tiny', _UPER, 'ade20k', _MAMBAVISION_UPER.format('512x512_tiny'), 46.0),
+        _mambavision_dense('small', _UPER, 'ade20k', _MAMBAVISION_UPER.format('512x512_small'), 48.2),
+        _mambavision_dense('base', _UPER, 'ade20k', _MAMBAVISION_UPER.format('512x512_base'), 49.1),
+        _mambavision_dense('large3', _UPER, 'ade20k', _MAMBAVISION_UPER.format('640x640_l3_21k'), 53.2),
+    ),
+)
+
+FAMILIES = {
+    family.key: family
+    for family in (VMAMBA, VIM, MSVMAMBA, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAVISION, MAMBAOUT)
+}
 
 
 def add_family(family: Family) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _TASKS = {'imagenet-1k': 'classification', 'coco': 'detection', 'ade20k': 'segmentation'}
 UNCLEAR = ('unknown', 'contradictory')  # in place of a licence
+
+
+def license_text(license: str) -> str:
+    """A licence as people should read it: whether it rules out commercial use is not left to its name."""
+    return f'{license} (non-commercial)' if re.search(r'-nc\b', license) else license
 
 
 @dataclass(frozen=True, kw_only=True)
