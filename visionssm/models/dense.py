@@ -15,8 +15,9 @@ class DenseModel(nn.Module):
         model: Model with timm's `forward_intermediates` and `feature_info`. It is changed.
         out_indices: Stages (pyramids) or blocks (models of one resolution) whose maps are wanted, rising; negative
             ones count from the end.
-        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the model's `out_norm_eps` or the epsilon of the final
-            norm. Levels whose maps are normed already (`norm` in `feature_info`: GroupMamba's first three) get none.
+        out_norm: Give every map a LayerNorm over channels, `outnorm{index}`, with the epsilon that the model asks for
+            or that of its final norm. Levels whose maps are normed already (`norm` in `feature_info`: GroupMamba's
+            first three) get none.
         out_channels: Project every map to as many channels before its norm, by `outproj{index}`; None: do not.
 
     Attributes:
