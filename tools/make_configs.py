@@ -80,7 +80,7 @@ def build(path: Path) -> Any:
 
 def weights_name(stem: str, backbone: str) -> str:
     """What the authors' file for a config is called, if there is one: 'vmamba_tiny_s1l8.mask_rcnn_1x_coco'."""
-    method, *_, schedule, dataset = stem.replace('-512x512', '').split('_')
+    method, *_, schedule, dataset = re.sub(r'-\d+x\d+$', '', stem).split('_')
     return f'{backbone}.{method.replace("-", "_")}_{schedule.rpartition("-")[2]}_{dataset}'
 
 

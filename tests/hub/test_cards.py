@@ -28,7 +28,7 @@ from cards.diagrams import Route, draw_blocks, draw_paths  # noqa: E402
 from cards.drawings import DRAWINGS  # noqa: E402
 
 CARDS = ROOT / 'model_cards'
-HUB_LICENSES = {'apache-2.0', 'mit', 'unknown', 'other'}
+HUB_LICENSES = {'apache-2.0', 'cc-by-nc-sa-4.0', 'mit', 'unknown', 'other'}
 
 
 def page(key):

@@ -15,6 +15,7 @@ FAMILIES = (
     'test_plainmamba',
     'test_lbvim',
     'test_a2mamba',
+    'test_mambavision',
     'mambaout_femto',
 )
 

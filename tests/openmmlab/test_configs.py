@@ -32,6 +32,7 @@ CONFIGS = make_configs.configs()
 METAFILES = [ROOT / name for name in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]
 ENTRIES = {entry['Name']: entry for file in METAFILES for entry in yaml.safe_load(file.read_text())['Models']}
 WEIGHTS = {row['model']: row['weights'] for row in list_rows()}
+WEIGHTS |= {file.name: 'by hand' if file.by_hand else 'yes' for file in published_files(task='classification')}
 LIBRARIES = {'mmdet': mmdet, 'mmseg': mmseg}
 
 
@@ -90,6 +91,7 @@ BLOCKS = {'out_indices': (0, 1, 2, 3)}
         ('mmdet/plainmamba/_base_/retinanet_1x', 'test_plainmamba', {'adapter': {'num_heads': 4}}),
         ('mmdet/vim/_base_/vitdet_lsj-100e', 'test_vim', {'out_indices': (3,)}),
         ('mmdet/lbvim/_base_/mask-rcnn_1x', 'test_lbvim', {'out_indices': (3,)}),
+        ('mmdet/mambavision/_base_/cascade-mask-rcnn_ms-crop-3x', 'test_mambavision', {'windows': (28, 14)}),
         ('mmseg/vim/_base_/upernet_60k', 'test_vim', BLOCKS),
         ('mmseg/lbvim/_base_/upernet_160k', 'test_lbvim', BLOCKS),
         ('mmseg/plainmamba/_base_/upernet_160k', 'test_plainmamba', BLOCKS),

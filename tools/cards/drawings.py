@@ -258,6 +258,35 @@ DRAWINGS = {
         },
         scans={'rows': Route('raster', 0, 8)},
     ),
+    'mambavision': Drawing(
+        example='mambavision_tiny',
+        blocks={
+            'Stages 1, 2': [_residual('conv 3\u00d73', 'BatchNorm', 'GELU', 'conv 3\u00d73', 'BatchNorm')],
+            'Stages 3, 4: first half': [
+                _residual('LayerNorm', 'Mixer'),
+                _residual('LayerNorm', 'Linear C \u2192 4C', 'GELU', 'Linear 4C \u2192 C'),
+            ],
+            'Stages 3, 4: second half': [
+                _residual('LayerNorm', 'window attention'),
+                _residual('LayerNorm', 'Linear C \u2192 4C', 'GELU', 'Linear 4C \u2192 C'),
+            ],
+            'Mixer': [
+                'Linear C \u2192 C',
+                (
+                    'concat',
+                    ['depthwise conv 3', 'SiLU', 'scan \u2192'],
+                    ['depthwise conv 3', 'SiLU'],
+                ),
+                'Linear C \u2192 C',
+            ],
+        },
+        scans={'rows of a window': Route('raster', 0, 7)},
+        legend=(
+            'C: channels, of which either branch of the mixer has half. A scan is h = exp(\u0394A) h + \u0394B x, '
+            'y = C h + D x along its path; \u0394, B and C are projected from x. '
+            'Not drawn: the layer scales from base on.'
+        ),
+    ),
     'mambaout': Drawing(
         example='mambaout_femto',
         blocks={
