@@ -11,7 +11,11 @@ import visionssm  # noqa: F401  registers the models
 
 @pytest.mark.parametrize(
     ('name', 'args', 'sizes'),
-    [('test_vmamba', {}, [(64, 64), (96, 64)]), ('test_lbvim', {'depth': 2}, [(96, 96)])],
+    [
+        ('test_vmamba', {}, [(64, 64), (96, 64)]),
+        ('test_lbvim', {'depth': 2}, [(96, 96)]),
+        ('test_mambavision', {'depths': (1, 1, 2, 1)}, [(64, 64), (96, 75), (32, 32)]),
+    ],
 )
 def test_file_agrees(name, args, sizes, tmp_path):
     torch.manual_seed(0)

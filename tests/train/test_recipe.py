@@ -70,6 +70,15 @@ def test_what_is_wrong_is_said(override, message):
         load_recipe(overrides=[override], **BASE)
 
 
+def test_short_runs_warm_up_shortly():
+    """The default warm-up is for longer runs; one that is asked for is kept, or refused."""
+    warmups = {epochs: load_recipe(epochs=epochs, **BASE).warmup_epochs for epochs in (1, 2, 5, 6, 300)}
+    assert warmups == {1: 0.2, 2: 0.4, 5: 1.0, 6: 5.0, 300: 5.0}
+    assert load_recipe(overrides=['warmup_epochs=1'], epochs=2, **BASE).warmup_epochs == 1
+    with pytest.raises(ValueError, match='warmup_epochs is 2, of 2 epochs'):
+        load_recipe(overrides=['warmup_epochs=2'], epochs=2, **BASE)
+
+
 def test_files_that_are_no_recipes(tmp_path):
     file = tmp_path / 'recipe.yaml'
     for text, message in (('- a', 'no keys and values'), ('a: [', 'is not YAML'), ('modl: x', 'did you mean model')):

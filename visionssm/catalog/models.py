@@ -120,7 +120,7 @@ def list_rows(pattern: str = '', cost: bool = False) -> list[dict[str, str]]:
         row |= {
             'input': 'x'.join(map(str, config.input_size)),
             'top-1 reported': '' if top1 is None else f'{top1:.1f}',
-            'licence': license_text(config.license or 'unknown'),
+            'licence': license_text(config.license or 'unknown') if config.tag or config.has_weights else '',
             'weights': 'yes' if config.has_weights else 'by hand' if config.tag else 'no',
         }
         if cost:

@@ -259,8 +259,8 @@ class WindowStage(Stage):
         # an index, not padding and reshapes, which would tie compiled graphs to whether windows fit
         places = window_places(batch, height, width, side, self.dilation, x)
         tokens = x.new_zeros(count * side * side, channels).index_copy(0, places, x.flatten(0, 2))
-        tokens = self.run_blocks(tokens.unflatten(0, (count, side * side))).flatten(0, 1)
-        return tokens.index_select(0, places).unflatten(0, (batch, height, width))
+        tokens = self.run_blocks(tokens.reshape(count, side * side, channels)).flatten(0, 1)
+        return tokens.index_select(0, places).reshape(batch, height, width, channels)
 
     @torch.jit.ignore
     def dilate(self, dilation: int) -> None:

@@ -82,7 +82,9 @@ class Recipe:
     layer_decay: float | None = _key(None, 'learning rate of a layer over that of the next', least=0, most=1)
     clip_grad: float | None = _key(None, 'largest norm of the gradient; none: not clipped', least=0)
     schedule: str = _key('cosine', 'of the learning rate; flat: cosine with min_lr = lr', ('cosine', 'poly', 'tanh'))
-    warmup_epochs: float = _key(5.0, 'epochs of linear warm-up, part of `epochs`', least=0)
+    warmup_epochs: float = _key(
+        5.0, 'epochs of linear warm-up, part of `epochs`; unless given, a fifth of runs of up to 5 epochs', least=0
+    )
     warmup_lr: float = _key(1e-6, 'learning rate at the start of the warm-up', least=0)
     warmup_prefix: bool = _key(False, 'start the schedule after the warm-up instead of along with it')
     min_lr: float = _key(1e-5, 'learning rate at the end', least=0)
@@ -208,11 +210,19 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f'{key}={text} is not a YAML value: {error}') from error
-    recipe = Recipe(**values)
+    recipe = Recipe(**_with_short_warmup(values))
     for key in ('model', 'data'):
         if not getattr(recipe, key):
             raise ValueError(f'no {key} is given; set {key} in the recipe or on the command line')
     return recipe
+
+
+def _with_short_warmup(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with a fifth of the epochs as warm-up if the run ends before the default one, which nobody asked for."""
+    epochs = values.get('epochs')
+    if 'warmup_epochs' in values or not isinstance(epochs, int) or not 0 < epochs <= Recipe.warmup_epochs:
+        return values
+    return {**values, 'warmup_epochs': epochs / 5}
 
 
 def _read(file: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
