@@ -27,6 +27,7 @@ from visionssm.scans import get_scan
 HERE = Path(__file__).resolve().parent
 MODELS = [
     'vmamba_tiny_s1l8',
+    'mambavision_tiny',
     'swin_tiny_patch4_window7_224',
     'convnext_tiny',
     'mambaout_tiny',

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from timm.layers import to_2tuple
+from timm.layers import register_notrace_function, to_2tuple
 from torch import Tensor, nn
 
 
@@ -119,6 +119,21 @@ def spread(conv: nn.Conv2d, dilation: int) -> None:
     conv.padding = tuple(dilation * (side // 2) for side in conv.kernel_size)
 
 
+@torch.fx.wrap
+@register_notrace_function
+def to_convolve(x: Tensor, weights: int) -> Tensor:
+    """A map (B, H, W, C) as a convolution takes it, (B, C, H, W).
+
+    On a CPU in eager mode it is copied where it has fewer values than the kernel, `weights`: torch brings these into
+    the layout of the map in every call, and a channels-last one costs them most.
+    """
+    x = x.permute(0, 3, 1, 2)
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and x.is_cpu and x.numel() < weights:
+            return x.contiguous()
+    return x
+
+
 class ConvDownsample(nn.Module):
     """3x3 convolution of stride 2 and LayerNorm: (B, H, W, C) to (B, H / 2, W / 2, D), rounded up.
 
@@ -134,6 +149,7 @@ class ConvDownsample(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=bias, **dd)
         self.norm = nn.LayerNorm(out_dim, **dd) if norm else nn.Identity()
+        self.weights = self.conv.weight.numel()
 
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:
@@ -143,7 +159,7 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(to_convolve(x, self.weights)).permute(0, 2, 3, 1))
 
 
 class GridEmbed(nn.Module):
