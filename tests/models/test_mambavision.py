@@ -190,7 +190,7 @@ def test_start():
         assert weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not ssm.dt_proj_bias.any() and ssm.D.eq(1).all() and block.ls1.gamma.eq(1e-5).all()
     torch.testing.assert_close(ssm.A_log[0, 0].exp(), torch.arange(1.0, 9.0))
-    assert [type(block.mixer).__name__ for block in model.stages[2].blocks] == ['MambaVisionMixer', 'Attention']
+    assert [type(block.mixer).__name__ for block in model.stages[2].blocks] == ['MambaVisionMixer', 'SelfAttention']
 
 
 def test_weight_decay():

@@ -6,7 +6,15 @@ import torch
 
 import visionssm  # noqa: F401
 
-PYRAMIDS = ['test_vmamba', 'test_msvmamba', 'test_msvmambav3', 'test_groupmamba', 'test_a2mamba', 'test_mambaout']
+PYRAMIDS = [
+    'test_vmamba',
+    'test_msvmamba',
+    'test_msvmambav3',
+    'test_groupmamba',
+    'test_a2mamba',
+    'test_mambavision',
+    'test_mambaout',
+]
 DECODERS = [
     (smp.Unet, {}),
     (smp.UnetPlusPlus, {}),

@@ -1,5 +1,6 @@
 """Modules that several families are built from."""
 
+from .attention import SelfAttention
 from .embed import (
     ConvDownsample,
     GridEmbed,
@@ -46,6 +47,7 @@ __all__ = [
     'ScanSpec',
     'ScanningModule',
     'SelectiveSSM',
+    'SelfAttention',
     'SimplePyramid',
     'Stem',
     'StepProjection',

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import (
-    Attention,
     ConvNormAct,
     DropPath,
     LayerScale,
@@ -39,6 +38,7 @@ from visionssm.layers import (
     ScanningModule,
     ScanSpec,
     SelectiveSSM,
+    SelfAttention,
     Stem,
     channels_last,
     check_image_size,
@@ -363,7 +363,7 @@ class MambaVision(Pyramid):
                 if j < scanning:
                     mixer = MambaVisionMixer(dim, window, d_state, d_conv, order, **dd)
                 else:
-                    mixer = Attention(dim, heads, qkv_bias=True, **dd)
+                    mixer = SelfAttention(dim, heads, **dd)
                 blocks.append(MambaVisionBlock(dim, mixer, mlp_ratio, init_values, rate, **dd))
             stages.append(WindowStage(downsample, blocks, window))
         super().__init__(

@@ -94,6 +94,8 @@ _linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """`F.scaled_dot_product_attention`, written out under transforms of torch: its fused kernels have no tangents.
 
+    Nor have they gradients of gradients: take these within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+
     Args:
         q: (..., L, C).
         k: (..., S, C).
