@@ -342,7 +342,7 @@ def test_bad_checkpoints(run, photo, weights, tmp_path, monkeypatch, make):
 def test_bad_model_folders(run, photo, folder, tmp_path):
     name = f'local-dir:{tmp_path}'
     (tmp_path / 'config.json').write_text('{"architecture": ')
-    assert_refused(run('classify', photo, '--model', name), name)
+    assert_refused(run('classify', photo, '--model', name), tmp_path, 'not valid JSON')
     (tmp_path / 'config.json').write_text('{"pretrained_cfg": {}}')
     assert_refused(run('classify', photo, '--model', name), name)
     (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())

@@ -1,16 +1,92 @@
-"""Files and folders that are there whole or not at all, however many processes and threads write them."""
+"""Files: written whole or not at all, by however many processes; read only if they are what they should be."""
 
 from __future__ import annotations
 
 import glob
+import io
+import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_SMALL_BYTES = 1 << 23  # a configuration with the names of 20,000 classes takes 2 MB
+
+
+def open_regular(file: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file for reading, unless it is something that need not end: a pipe, a device, or a link to one.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no regular file.
+    """
+    # without waiting: a pipe that nobody writes to would hold up the opening itself
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f'{file} is not a regular file')
+    return open(descriptor, 'rb')
+
+
+def read_small(file: str | os.PathLike[str], most: int = _SMALL_BYTES) -> str:
+    """The text of a small file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no regular file, has more than `most` bytes, or is not UTF-8.
+    """
+    with open_regular(file) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f'{file} has more than {most} bytes')
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{file} is not text: {error}') from None
+
+
+def read_object(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: As `read_small`, or if it is not JSON or holds no object.
+    """
+    text = read_small(file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{file} is not valid JSON: {str(error).splitlines()[0]}') from None
+    if not isinstance(content, dict):
+        raise ValueError(f'{file} holds a {type(content).__name__}, not an object')
+    return content
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML says, of a text that a person wrote.
+
+    Raises:
+        ValueError: If it is not valid, has more than 64 KiB, or aliases: a few lines of them stand for any amount.
+    """
+    import yaml  # it comes with the Hub's client
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError('aliases are not allowed')
+            return super().compose_node(parent, index)
+
+    if len(text) > 1 << 16:
+        raise ValueError('it has more than 64 KiB')
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 class Stream:

@@ -168,7 +168,7 @@ def test_a_card_can_not_launder_a_licence(trained):
     [
         ('model.safetensors', None, 'has no model.safetensors'),
         ('config.json', None, 'has no config.json'),
-        ('config.json', b'{', 'not as timm writes it'),
+        ('config.json', b'{', 'not valid JSON'),
         (
             'config.json',
             b'{"architecture": "resnet50", "num_classes": 2, "pretrained_cfg": {"input_size": 1}}',

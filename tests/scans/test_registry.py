@@ -75,7 +75,7 @@ def test_wanted_directions():
         ({'name': 'atrous_full', 'step': -1}, ValueError, 'step is -1'),
         ({'name': 'random', 'seed': -1}, ValueError, 'seed is -1'),
         ({'name': 'snake', 'directions': 3}, ValueError, 'does not offer directions=3; it offers 4, 2, 1$'),
-        ({'name': 'random', 'directions': 0}, ValueError, 'it offers 4 and any other number from 1'),
+        ({'name': 'random', 'directions': 0}, ValueError, 'it offers 4 and any other number up to 256'),
         ({'name': 'snake', 'directions': True}, ValueError, 'does not offer directions=True'),
     ],
 )

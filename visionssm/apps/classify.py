@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from json import JSONDecodeError
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from timm.models import is_model
 from torch import nn
 
-from visionssm.catalog.models import check_model, sketch, takes_argument
+from visionssm.catalog.models import check_model, is_ours, sketch, takes_argument
+from visionssm.files import read_object
+from visionssm.models.bounds import check_size
+from visionssm.weights.checkpoint import load_checkpoint
+from visionssm.weights.download import weights_file
 from visionssm.weights.locate import by_hand_only
 
+_LARGEST_SIDE = 4096  # to which a configuration may have images resized
 _SOURCES = ('local-dir:', 'hf-hub:')
+
+_METHODS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming', 'random')
+
+
+def _are_numbers(values: Any, count: Sequence[int], kind: type = float) -> bool:
+    kinds = (int,) if kind is int else (int, float)
+    return isinstance(values, list | tuple) and len(values) in count and all(type(x) in kinds for x in values)
+
+
+# what a configuration must say of images: it may come from anybody
+_IMAGE: dict[str, Callable[[Any], bool]] = {
+    'input_size': lambda size: _are_numbers(size, (3,), int) and min(size) > 0,
+    'crop_pct': lambda share: _are_numbers([share], (1,)) and 0 < share < 2,
+    'mean': lambda mean: _are_numbers(mean, (1, 2, 3, 4)),
+    'std': lambda std: _are_numbers(std, (1, 2, 3, 4)) and all(std),
+    'interpolation': lambda method: method in _METHODS,
+}
 
 
 def load_classifier(name: str, checkpoint: str | None = None, img_size: int | None = None) -> nn.Module:
@@ -51,10 +71,24 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
     if not name.startswith(_SOURCES):
         return timm.create_model(name, pretrained=True, **kwargs).eval()
     try:
+        _check_source(name)
         return timm.create_model(name, pretrained=True, **kwargs).eval()
-    except (SafetensorError, UnpicklingError, JSONDecodeError, KeyError, RuntimeError, TypeError) as error:
-        # whatever is wrong with the folder, wherever it shows
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever is wrong with the folder, wherever it shows
         raise ValueError(f"{name} is not a complete model in timm's layout: {type(error).__name__}, {error}") from error
+
+
+def _check_source(name: str) -> None:
+    """Read what timm is going to read, within bounds; it looks only for the files."""
+    source, _, place = name.partition(':')
+    if source == 'local-dir' and Path(place).is_dir():
+        config = read_object(Path(place) / 'config.json')
+        model = config.get('architecture')
+        if isinstance(model, str) and is_model(model) and not is_ours(model):  # otherwise `build` does
+            held = sum(x.numel() for x in load_checkpoint(weights_file(place)).values())
+            args = config.get('model_args') or {}
+            check_size(model, lambda: timm.create_model(name), args, from_file=True, held=held)
 
 
 def label_names(model: nn.Module) -> Callable[[int], str]:
@@ -62,10 +96,10 @@ def label_names(model: nn.Module) -> Callable[[int], str]:
     config = model.pretrained_cfg
     names, descriptions = config.get('label_names'), config.get('label_descriptions') or {}
     if names:
-        if isinstance(names, dict):
-            names = {int(index): label for index, label in names.items()}
-            return lambda index: descriptions.get(names.get(index), names.get(index, str(index)))
-        return lambda index: descriptions.get(names[index], names[index])
+        if not isinstance(names, dict | list | tuple) or not isinstance(descriptions, dict):
+            raise ValueError('the label names of the model are neither a list nor a dict')
+        labels = {int(i): label for i, label in (names.items() if isinstance(names, dict) else enumerate(names))}
+        return lambda index: str(descriptions.get(str(labels.get(index)), labels.get(index, index)))
     if model.num_classes == 1000:
         return ImageNetInfo().index_to_description
     return str
@@ -83,6 +117,14 @@ def data_config(
         test_size: Take the size and crop that some of timm's tags recommend for tests.
     """
     config = resolve_data_config({'crop_pct': crop_pct}, model=model, use_test_size=test_size)
+    if wrong := [name for name, fits in _IMAGE.items() if not fits(config[name])]:
+        raise ValueError(f'the configuration of the model has {wrong[0]} {str(config[wrong[0]])[:80]}')
+    asked = max(config['input_size'][1:]) / config['crop_pct']
+    if not img_size and asked > _LARGEST_SIDE:
+        raise ValueError(
+            f'the configuration of the model asks for images resized to {asked:g} pixels; allowed are up to '
+            f'{_LARGEST_SIDE} unless you give the size'
+        )
     channels = getattr(model, 'in_chans', config['input_size'][0])
     config['input_size'] = (channels, *((img_size, img_size) if img_size else config['input_size'][1:]))
     if channels == 1:  # the configuration may still be for colour images

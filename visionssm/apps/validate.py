@@ -24,7 +24,7 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from visionssm.files import write_whole
+from visionssm.files import read_object, read_small, write_whole
 from visionssm.version import __version__
 
 from .classify import data_config, load_classifier
@@ -148,8 +148,8 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
     settings = json.loads(json.dumps(settings))  # as read back
     label = _label(options, settings)
     finished, partial = output / f'{label}.json', output / f'{label}.partial'
-    if resume and finished.exists() and json.loads(finished.read_text())['settings'] == settings:
-        return json.loads(finished.read_text())
+    if resume and finished.exists() and (result := read_object(finished)).get('settings') == settings:
+        return result
     counted = _counted(partial, settings) if resume else _Counts()
     model = model.to(options.device)
     _count(model, data, config, options, counted, lambda: _write(partial, {'settings': settings, **asdict(counted)}))
@@ -186,7 +186,7 @@ def gather(output: Path) -> Path:
     table = output / 'results.csv'
     written = None
     while (found := _versions(output)) != written:
-        results = {file.stem: json.loads(file.read_text(encoding='utf-8')) for file in found}
+        results = {file.stem: read_object(file) for file in found}
         names = Counter(result['model'] for result in results.values())
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS, extrasaction='ignore', lineterminator='\n')
@@ -225,7 +225,9 @@ def _open(options: Options, channels: int) -> Any:
         raise ValueError(f'class map {class_map!r} ends in neither .txt nor .json')
     try:
         if class_map.endswith('.json'):
-            class_map = json.loads(Path(class_map).read_text(encoding='utf-8'))
+            class_map = read_object(class_map)
+        elif class_map:
+            read_small(class_map)  # timm opens it, whatever it is
         return create_dataset(
             name,
             root=root,
@@ -253,7 +255,7 @@ class _Counts:
 def _counted(partial: Path, settings: Mapping[str, Any]) -> _Counts:
     if not partial.exists():
         return _Counts()
-    stored = json.loads(partial.read_text(encoding='utf-8'))
+    stored = read_object(partial)
     before = stored.pop('settings')
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:

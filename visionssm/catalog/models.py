@@ -58,6 +58,11 @@ def check_model(name: str) -> PretrainedCfg:
     return get_pretrained_cfg(name, allow_unregistered=False)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a registered model is made by this package, not by timm."""
+    return model_entrypoint(name).__module__.startswith('visionssm.')
+
+
 def sketch(name: str, **kwargs: Any) -> nn.Module:
     """The model without memory for its weights (on the meta device)."""
     with torch.device('meta'):

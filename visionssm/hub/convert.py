@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -15,11 +14,11 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models import PretrainedCfg, model_entrypoint
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from visionssm.catalog.models import check_model, sketch, tag_record, takes_argument
-from visionssm.files import check_replaceable, replaced_folder
+from visionssm.catalog.models import check_model, is_ours, sketch, tag_record, takes_argument
+from visionssm.files import check_replaceable, read_object, read_small, replaced_folder
 from visionssm.models.builder import checkpoint_filter
 from visionssm.version import __version__
 from visionssm.weights.checkpoint import check_fit, inside_backbone, strip_backbone
@@ -102,7 +101,6 @@ def convert(
     model_args = dict(model_args or {})
     base = name.partition('.')[0]
     state_dict = read(checkpoint, base)
-    digest = sha256(checkpoint)
 
     dense = any(key.startswith('backbone.') for key in state_dict)
     left_out = tuple(sorted({_part(key) for key in state_dict.keys() - inside_backbone(state_dict).keys()}))
@@ -116,8 +114,9 @@ def convert(
     own = {key: x for key, x in own.items() if key not in extra}
     shape_args = _shape_args(own, base, config, model_args)
 
-    entry = _release(checkpoint.name, digest, base, config, backbone=not shape_args['num_classes'])
     model, fresh = _load(checkpoint, own, base, config, {**model_args, **shape_args})
+    digest = sha256(checkpoint)  # only now: what does not fit the model may be of any size
+    entry = _release(checkpoint.name, digest, base, config, backbone=not shape_args['num_classes'])
     license = license or (entry and entry[0].license) or 'unknown'
     provenance = {
         'source': source or (f'{entry[0].download_url}, going by its {entry[1].partition(" ")[0]}' if entry else ''),
@@ -140,7 +139,7 @@ def convert(
         write_model(model, folder, {'provenance': provenance}, stored_args)
         if extra:
             save_file(extra, folder / _EXTRA)
-        stored = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        stored = read_object(folder / 'config.json')
         (folder / 'README.md').write_text(folder_card(stored, _about(extra, fresh)), encoding='utf-8')
         _check_loads(folder, model)
     return Converted(
@@ -162,7 +161,7 @@ def check_folder(output: Path) -> None:
     check_replaceable(output, FILES, 'conversion')
     config = output / 'config.json'
     names = list(output.iterdir()) if output.exists() else []
-    if names and not (config.is_file() and 'provenance' in config.read_text(encoding='utf-8')):
+    if names and not (config.is_file() and 'provenance' in read_small(config)):
         raise ValueError(f'{output} holds a model that no conversion wrote; give another folder')
 
 
@@ -194,7 +193,7 @@ def _load(
 ) -> tuple[nn.Module, list[str]]:
     """The model with all weights, and which of them the file does not have."""
     overlay = {'num_classes': args['num_classes'], 'input_size': _input_size(config, args)}
-    if args['num_classes'] and _is_ours(name):  # the public way: it knows which of a file's weights upstream evaluates
+    if args['num_classes'] and is_ours(name):  # the public way: it knows which of a file's weights upstream evaluates
         overlay['file'] = str(checkpoint)
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args).eval(), []
     model = timm.create_model(name, pretrained_cfg_overlay=overlay, **args).eval()
@@ -204,10 +203,6 @@ def _load(
     missing = [key for key in model.state_dict() if key not in found]
     model.load_state_dict(found, strict=False)  # that it fits has been checked
     return model, missing
-
-
-def _is_ours(name: str) -> bool:
-    return model_entrypoint(name).__module__.startswith('visionssm.')
 
 
 def _input_size(config: PretrainedCfg, args: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -264,7 +259,7 @@ def _about(extra: Mapping[str, Tensor], fresh: list[str]) -> str:
 
 
 def _check_loads(folder: Path, model: nn.Module) -> None:
-    if _is_ours(model.pretrained_cfg['architecture']):
+    if is_ours(model.pretrained_cfg['architecture']):
         loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     else:  # of its own models, timm before 1.0.29 can't read the safetensors of a folder
         loaded = load_file(folder / 'model.safetensors')

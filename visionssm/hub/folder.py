@@ -10,6 +10,8 @@ from typing import Any
 from timm.models import save_for_hf
 from torch import nn
 
+from visionssm.files import read_object
+
 
 def write_model(
     model: nn.Module, folder: Path, model_config: Mapping[str, Any] | None, model_args: Mapping[str, Any]
@@ -33,6 +35,6 @@ def write_model(
         safe_serialization=True,
     )
     file = folder / 'config.json'
-    config = json.loads(file.read_text(encoding='utf-8'))
+    config = read_object(file)
     config.get('model_args', {}).pop('num_classes', None)
     file.write_text(json.dumps(config, indent=2), encoding='utf-8')

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from visionssm.catalog.models import check_model, sketch
+from visionssm.files import parse_yaml, read_object, read_small
+from visionssm.models.bounds import check_size
 from visionssm.version import __version__
 from visionssm.weights.records import UNCLEAR
 
@@ -77,7 +80,7 @@ def plan(folder: Path, repo_id: str) -> Plan:
     left_out = tuple(name for name in files if name.endswith(_PICKLES))
     files = {name: path for name, path in files.items() if name not in left_out}
     config = _check_model(folder)
-    card = files['README.md'].read_text(encoding='utf-8') if 'README.md' in files else folder_card(config)
+    card = read_small(folder / 'README.md') if 'README.md' in files else folder_card(config)
     title, license = _check_card(folder, card)
     files['README.md'] = for_hub(card, repo_id).encode()
     stored = config['pretrained_cfg'].get('license') or 'unknown'
@@ -111,19 +114,21 @@ def upload(plan: Plan, private: bool = False) -> str:
 def _check_model(folder: Path) -> dict:
     """The configuration, after checking that the weights beside it fit what it describes."""
     try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        config = read_object(folder / 'config.json')
         name, classes = config['architecture'], config['num_classes']
         config['pretrained_cfg']['input_size']
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f'{folder / "config.json"} is not as timm writes it: {type(error).__name__} {error}') from None
     check_model(name)
-    model = sketch(name, **{**config.get('model_args', {}), 'num_classes': classes})
+    args = {**(config.get('model_args') or {}), 'num_classes': classes}
+    check_size(name, lambda: timm.create_model(name, **args), args, from_file=True)
+    model = sketch(name, **args)
     expected = {key: list(x.shape) for key, x in model.state_dict().items()}
     file = folder / 'model.safetensors'
     try:
         with safe_open(file, 'pt') as weights:
             found = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # the second where it can't be mapped
         raise ValueError(f'{file} is not a complete safetensors file: {error}') from None
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
@@ -134,6 +139,8 @@ def _check_model(folder: Path) -> dict:
 def _check_card(folder: Path, card: str) -> tuple[str, str | None]:
     """Title and licence."""
     try:
+        if metadata := REGEX_YAML_BLOCK.match(card):
+            parse_yaml(metadata[2])
         data = ModelCard(card).data
     except Exception as error:  # PyYAML's errors, and ValueError: all of them say what is wrong with the metadata
         raise ValueError(f'the metadata of {folder / "README.md"} are not valid: {error}') from None

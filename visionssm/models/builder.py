@@ -17,6 +17,8 @@ from visionssm.weights.locate import read
 from visionssm.weights.published import FAMILIES
 from visionssm.weights.records import Family
 
+from .bounds import check_size
+
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
@@ -99,6 +101,14 @@ def build(
         config = {name: value for name, value in config.items() if name not in source}
         config['state_dict'] = {'': torch.empty(0)}
     features_only = kwargs.get('features_only', False)
+    feature_cfg = {'out_indices': levels, 'feature_cls': 'getter'}
+
+    def sketched() -> nn.Module:
+        args = {**kwargs, **({'device': 'meta'} if kwargs.get('device') is not None else {})}
+        return build_model_with_cfg(cls, variant, False, pretrained_cfg={**config}, feature_cfg={**feature_cfg}, **args)
+
+    held = sum(x.numel() for x in weights.values()) if pretrained else 0
+    check_size(variant, sketched, kwargs, pretrained_cfg.source in ('local-dir', 'hf-hub'), held)
 
     def checked_filter(_: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         model.pretrained_cfg.pop('state_dict', None)
@@ -126,7 +136,7 @@ def build(
         pretrained,
         pretrained_cfg=config,
         pretrained_filter_fn=checked_filter,
-        feature_cfg={'out_indices': levels, 'feature_cls': 'getter'},
+        feature_cfg=feature_cfg,
         **kwargs,
     )
 

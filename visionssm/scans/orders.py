@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .registry import register_scan
+from .registry import check_entries, register_scan
 
 
 def _grid(height: int, width: int) -> np.ndarray:
@@ -20,6 +20,7 @@ def _filled_grid(height: int, width: int, multiple: int, pad: str) -> np.ndarray
     """Positions of a grid whose sides are filled up: 'repeat' the last row and column, or 'zero', the zero token."""
     grid = _grid(height, width)
     missing = ((0, -height % multiple), (0, -width % multiple))
+    check_entries((height + missing[0][1]) * (width + missing[1][1]), f'with a step of {multiple}', height, width)
     return np.pad(grid, missing, 'edge') if pad == 'repeat' else np.pad(grid, missing, constant_values=height * width)
 
 

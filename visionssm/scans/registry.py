@@ -22,6 +22,10 @@ import numpy as np
 ArgValue = bool | int | float | str
 
 _STRATEGIES: dict[str, ScanStrategy] = {}
+# what a table may have, so that a configuration from elsewhere can't ask for any amount of memory: building one takes
+# about 30 bytes per entry. A program that needs more sets these.
+MAX_DIRECTIONS = 256
+MAX_ENTRIES = 1 << 24  # four directions on a map of 2048 x 2048
 
 
 @dataclass(frozen=True)
@@ -235,13 +239,13 @@ def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None =
         hint = f' (did you mean {close[0]!r}?)' if close else ''
         raise ValueError(f'unknown scan {name!r}{hint}; allowed are {", ".join(_STRATEGIES)}')
     strategy = _STRATEGIES[name]
-    if directions is not None and (not isinstance(directions, int) or directions < 1):
-        raise ValueError(f'directions is {directions!r}; allowed are integers from 1')
+    if directions is not None and (not isinstance(directions, int) or not 1 <= directions <= MAX_DIRECTIONS):
+        raise ValueError(f'directions is {directions!r}; allowed are integers from 1 to {MAX_DIRECTIONS}')
     count = directions if directions is not None and strategy.offers(directions) else strategy.directions[0]
     if 'directions' in chosen:
         count = chosen.pop('directions')
-        if isinstance(count, bool) or not isinstance(count, int) or not strategy.offers(count):
-            more = ' and any other number from 1' if strategy.any_directions else ''
+        if type(count) is not int or not strategy.offers(count) or count > MAX_DIRECTIONS:
+            more = f' and any other number up to {MAX_DIRECTIONS}' if strategy.any_directions else ''
             offered = ', '.join(map(str, strategy.directions))
             raise ValueError(f'scan {name!r} does not offer directions={count!r}; it offers {offered}{more}')
     for key in chosen:
@@ -260,8 +264,8 @@ def _parse(spec: str | Mapping[str, Any]) -> dict[str, Any]:
             return {'name': spec}
         try:
             return json.loads(spec)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'scan {spec!r} is not valid JSON: {error}') from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'scan {spec[:200]!r} is not valid JSON: {error}') from error
     if isinstance(spec, Mapping):
         return dict(spec)
     raise TypeError(f'scan is {spec!r}; allowed are a name, a dict, a JSON string and a ScanOrder')
@@ -275,6 +279,8 @@ def _checked(name: str, key: str, value: Any, default: ArgValue) -> ArgValue:
         raise TypeError(
             f'argument {key!r} of scan {name!r} is {value!r}; allowed is {kind.__name__}, such as {default!r}'
         )
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f'argument {key!r} of scan {name!r} is {value}; allowed are 64-bit integers')
     return value
 
 
@@ -285,9 +291,16 @@ def _size(name: str, value: int) -> int:
     return size
 
 
+def check_entries(entries: int, order: str, height: int, width: int) -> None:
+    """Raise `ValueError` if a table, or the padded grid that it is made from, has more entries than are allowed."""
+    if entries > MAX_ENTRIES:
+        raise ValueError(f'scan {order} at {height} x {width} has {entries} entries; allowed are up to {MAX_ENTRIES}')
+
+
 @lru_cache(maxsize=32)
 def _table(order: ScanOrder, height: int, width: int) -> np.ndarray:
     strategy = order.strategy
+    check_entries(order.directions * height * width, order.to_json(), height, width)
     args: dict[str, Any] = dict(order.args)
     if strategy.takes_directions:
         args['directions'] = order.directions

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from visionssm.files import leftovers, link_whole, write_whole
+from visionssm.weights.checkpoint import read_file
 
 _NAME = re.compile(r'step-(\d+)\.pt')
 
@@ -78,10 +79,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f'no checkpoint at {file}')
-    try:
-        state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # on foreign bytes the unpickler may raise nearly anything
-        raise ValueError(f'{file} cannot be read as a checkpoint ({type(error).__name__})') from None
+    state = read_file(file)
     if not isinstance(state, dict) or 'progress' not in state:
         raise ValueError(f'{file} is not a checkpoint of a run; to start from weights, set initial')
     return state

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from visionssm.extras import check_extra
-from visionssm.files import write_whole
+from visionssm.files import read_small, write_whole
 
 from .loop import Epoch, Progress
 from .recipe import Recipe
@@ -158,7 +158,7 @@ def read_table(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; a last line that was cut off is left out. None if there is no file."""
     if not file.is_file():
         return []
-    text = file.read_text()
+    text = read_small(file, 1 << 28)
     whole = text[: text.rfind('\n') + 1]
     return list(csv.DictReader(io.StringIO(whole)))
 

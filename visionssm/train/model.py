@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from torch import nn
 
 from visionssm.catalog.models import check_model, sketch, takes_argument
 from visionssm.data.digits import fitting_size
-from visionssm.files import added_files
+from visionssm.files import added_files, read_object
 from visionssm.hub.folder import write_model
+from visionssm.models.bounds import check_size
 from visionssm.weights.locate import locate
 
 from .data import ImageConfig
@@ -43,6 +43,7 @@ def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tupl
     if not timm.is_model(recipe.model):
         check_model(recipe.model)  # says what is close
     try:
+        check_size(recipe.model, lambda: timm.create_model(recipe.model, **kwargs), kwargs, from_file=True)
         plain = sketch(recipe.model, **kwargs)
     except (TypeError, RuntimeError) as error:  # an argument or a tag that does not exist
         raise ValueError(f'{recipe.model} cannot be made with {recipe.model_args}: {error}') from error
@@ -76,9 +77,14 @@ def _initial(initial: str | None) -> dict[str, Any]:
         raise FileNotFoundError(f'no weights at {initial}')
     overlay: dict[str, Any] = {'file': initial}
     if path.is_dir():
-        config = json.loads((path / 'config.json').read_text())
-        overlay = {'file': str(locate(path)), 'num_classes': config['num_classes']}
-        overlay['input_size'] = config['pretrained_cfg']['input_size']
+        config = read_object(path / 'config.json')
+        overlay = {'file': str(locate(path))}
+        try:
+            overlay |= {'num_classes': config['num_classes'], 'input_size': config['pretrained_cfg']['input_size']}
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path / "config.json"} is not as timm writes it: {type(error).__name__} {error}'
+            ) from None
     return {'pretrained': True, 'pretrained_cfg_overlay': overlay}
 
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from visionssm.files import parse_yaml, read_small
 
 
 def _key(default: Any, meaning: str, allowed: tuple = (), least: float | None = None, most: float | None = None) -> Any:
@@ -207,8 +207,8 @@ def load_recipe(file: str | Path | None = None, overrides: Iterable[str] = (), *
             raise ValueError(f'{override!r} is not allowed; give key=value')
         _check_keys([key], 'to set')
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[key] = parse_yaml(text)
+        except ValueError as error:
             raise ValueError(f'{key}={text} is not a YAML value: {error}') from error
     recipe = Recipe(**_with_short_warmup(values))
     for key in ('model', 'data'):
@@ -232,9 +232,10 @@ def _read(file: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f'the bases of recipes form a circle: {" -> ".join(map(str, chain))}')
     if heirs and not file.is_file():
         raise FileNotFoundError(f'no file {file}, the base of {heirs[-1]}')
+    text = read_small(file)
     try:
-        values = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
+        values = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f'{file} is not YAML: {error}') from error
     if not isinstance(values, dict):
         raise ValueError(f'{file} holds no keys and values')

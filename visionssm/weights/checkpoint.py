@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from visionssm.files import open_regular
+
+from .torch_file import check_expansion, check_torch_file
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +60,12 @@ _GLOBALS: tuple[Callable | tuple[Callable, str], ...] = (
 )
 
 
+_DISCARDED = tuple(
+    entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}' for entry in _GLOBALS
+)
+_HEADER_BYTES = 1 << 24  # 100,000 tensors
+
+
 def checkpoint_globals() -> AbstractContextManager:
     """Within the context, let `torch.load(weights_only=True)` skip the known non-tensor contents.
 
@@ -75,35 +86,46 @@ def load_checkpoint(path: str | Path, container: str | None = None, prefer: str 
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or not a checkpoint, has contents that are not allowed, or holds no weights.
     """
-    path = Path(path)
-    if not path.is_file():
+    return unwrap(read_file(Path(path)), str(path), container, prefer)
+
+
+def read_file(path: Path) -> Any:
+    """All that is in a checkpoint file; no code in it is run, and it can't ask for more memory than it has bytes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or not a checkpoint, or has contents that are not allowed.
+    """
+    if not path.exists():
         raise FileNotFoundError(f'no checkpoint file at {path}')
-    with path.open('rb') as stream:  # a file without read permission fails here
-        if not stream.read(1):
-            raise ValueError(f'{path} is empty')
+    with open_regular(path) as stream:  # a file without read permission fails here
+        start = stream.read(8)
+        size = stream.seek(0, os.SEEK_END)
+    if not start:
+        raise ValueError(f'{path} is empty')
     try:
         if path.suffix == '.safetensors':
-            content = load_file(path)
-        else:
-            with checkpoint_globals():
-                content = torch.load(path, map_location='cpu', weights_only=True)
+            if int.from_bytes(start, 'little') > _HEADER_BYTES:
+                raise SafetensorError(f'its header has more than {_HEADER_BYTES} bytes')
+            return load_file(path)
+        zipped = check_torch_file(path, _DISCARDED)
+        with checkpoint_globals():  # mapped: tensors that do not fit the model are never read
+            content = torch.load(str(path), map_location='cpu', weights_only=True, mmap=zipped)
+        check_expansion(content, size)
+        return content
     except MemoryError:
         raise
     except SafetensorError as error:
         raise ValueError(f'{path} is not a complete safetensors file: {error}') from None
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything; none of it helps the reader
-        raise ValueError(f'{path} cannot be read as a checkpoint: {_reason(path, error)}') from None
-    return unwrap(content, str(path), container, prefer)
+        raise ValueError(f'{path} cannot be read as a checkpoint: {_reason(error)}') from None
 
 
-def _reason(path: Path, error: Exception) -> str:
-    try:
-        with checkpoint_globals():
-            refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not the format torch has used since 1.6; its message has the first name
-        refused = re.findall(r'GLOBAL ([\w.]+) w(?:as|hose) ', str(error))[:1]
-    if refused:
-        return f'it asks to run {", ".join(sorted(refused))}, which is not allowed in a file of weights'
+def _reason(error: Exception) -> str:
+    if type(error) is ValueError:
+        return str(error)
+    if refused := re.search(r'GLOBAL ([\w.]+) w(?:as|hose) ', str(error)):
+        return f'it asks to run {refused[1]}, which is not allowed in a file of weights'
     return f'it is damaged, or was not written by torch.save ({type(error).__name__})'
 
 

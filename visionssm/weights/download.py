@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from visionssm.files import Stream, leftovers, write_whole
+from visionssm.files import Stream, leftovers, open_regular, read_small, write_whole
 from visionssm.version import __version__
 
 from .checkpoint import load_checkpoint
@@ -153,7 +153,7 @@ def verify(cached: Cached) -> None:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open('rb') as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -318,10 +318,10 @@ def _first_line(error: BaseException) -> str:
 def _read_record(record: Path) -> tuple[str | None, str | None]:
     """(origin, digest) as noted; None for both if there is no note."""
     try:
-        lines = record.read_text(encoding='utf-8').splitlines()
+        lines = read_small(record).splitlines()
     except FileNotFoundError:
         return None, None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise WeightsError(f'{record} cannot be read ({_first_line(error)}): remove it') from error
     if len(lines) != 2 or not lines[0].startswith('# ') or not _DIGEST.fullmatch(lines[1][:64]):
         raise WeightsError(f'{record} is damaged: remove it')
