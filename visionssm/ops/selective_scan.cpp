@@ -27,6 +27,7 @@
 // chunk of steps; then, from the last chunk to the first, I. (1) again with all decays and states kept, II. (2), (3) and
 // (8) if there is a window, III. (5) to (13) from right to left. `reference.py` is the definition; W is the vector width.
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -40,7 +41,7 @@
 #include <sys/mman.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
 #define W 16
 #elif defined(__AVX__)
@@ -51,6 +52,7 @@
 #endif
 
 typedef float vf __attribute__((vector_size(W * 4)));
+typedef float vf_any __attribute__((vector_size(W * 4), aligned(4)));  // anywhere in memory
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
@@ -64,7 +66,7 @@ typedef _Float16 vf16 __attribute__((vector_size(W * 2)));
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
 
-enum { FP32 = 0, BF16 = 1, FP16 = 2 };
+enum { ANY = -1, FP32 = 0, BF16 = 1, FP16 = 2 };
 enum { MERGED = 0, PER_DIRECTION = 1, PER_STEP = 2 };
 
 extern "C" struct Scan {  // every field is 8 bytes wide; `_cpu.py` holds the same list
@@ -85,12 +87,9 @@ extern "C" struct Scan {  // every field is 8 bytes wide; `_cpu.py` holds the sa
 // ---- vectors ----------------------------------------------------------------------------------------------------
 
 INLINE vf splat(float x) { return vf{} + x; }
-INLINE vf load(const float *p) {
-  vf v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+// not memcpy: a store that may write anything makes the compiler read every field of a view again
+INLINE vf load(const float *p) { return *(const vf_any *)p; }
+INLINE void store(float *p, vf v) { *(vf_any *)p = v; }
 INLINE vf load_part(const float *p, int64_t n) {
   if (n == W) return load(p);
   float lanes[W] = {};
@@ -105,6 +104,9 @@ INLINE void store_part(float *p, vf v, int64_t n) {
 }
 
 INLINE float lane_sum(const float *p) {
+#if W == 16
+  return _mm512_reduce_add_ps(load(p));
+#endif
   float lanes[W];
   memcpy(lanes, p, sizeof lanes);
   for (int width = W / 2; width; width /= 2)
@@ -184,23 +186,23 @@ INLINE void store_any(void *base, int64_t at, vf v, int64_t dtype, int64_t n) {
   }
 }
 
-INLINE vf clamp(vf x, float low, float high) {
-#if defined(__AVX512F__)
-  return _mm512_max_ps(splat(low), _mm512_min_ps(splat(high), x));
-#elif defined(__AVX__)
-  return _mm256_max_ps(splat(low), _mm256_min_ps(splat(high), x));
+// NaN where x is: the second operand of these instructions
+INLINE vf at_least(float low, vf x) {
+#if W == 16
+  return _mm512_max_ps(splat(low), x);
+#elif W == 8
+  return _mm256_max_ps(splat(low), x);
 #else
-  x = x > high ? splat(high) : x;
   return x < low ? splat(low) : x;
 #endif
 }
-INLINE vf positive_part(vf x) {
-#if defined(__AVX512F__)
-  return _mm512_max_ps(vf{}, x);
-#elif defined(__AVX__)
-  return _mm256_max_ps(vf{}, x);
+INLINE vf at_most(float high, vf x) {
+#if W == 16
+  return _mm512_min_ps(splat(high), x);
+#elif W == 8
+  return _mm256_min_ps(splat(high), x);
 #else
-  return x < 0 ? vf{} : x;
+  return x > high ? splat(high) : x;
 #endif
 }
 INLINE vf absolute(vf x) {
@@ -211,24 +213,35 @@ INLINE vf absolute(vf x) {
   return x;
 }
 
-// 2^x for x in [-126, 127], clamped outside; 2^0 is 1 exactly, relative error under 1.7e-7. Minimax fit of (2^f - 1) / f.
+// 2^x: 2^0 is 1 exactly, relative error under 1.7e-7; 0 below -127 or so, infinite above 128 or so, NaN where x is.
+// Minimax fits of (2^f - 1) / f.
 INLINE vf exp2v(vf x) {
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
-  x = clamp(x, -126.0f, 127.0f);
-  vf shifted = x + magic;
-  vf f = x - (shifted - magic);
+#if W == 16
+  const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+  vf p = splat(1.867130071e-03f);
+  p = p * f + 9.017030321e-03f;
+  p = p * f + 5.579991311e-02f;
+  p = p * f + 2.401644502e-01f;
+  p = p * f + 6.931513118e-01f;
+  p = p * f + 1.0f;
+  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
+#else
+  const float magic = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
+  x = at_least(-127.0f, at_most(128.0f, x));
+  const vf shifted = x + magic, f = x - (shifted - magic);
   vf p = splat(1.326472720e-03f);
   p = p * f + 9.671512640e-03f;
   p = p * f + 5.550733743e-02f;
   p = p * f + 2.402224209e-01f;
   p = p * f + 6.931469776e-01f;
   p = p * f + 1.0f;
-  vi exponent, bits;
+  vi exponent;  // biased
+  vf scale;
   memcpy(&exponent, &shifted, sizeof exponent);
-  memcpy(&bits, &p, sizeof bits);
-  bits += exponent << 23;
-  memcpy(&p, &bits, sizeof p);
-  return p;
+  exponent <<= 23;
+  memcpy(&scale, &exponent, sizeof scale);
+  return p * scale;
+#endif
 }
 
 const float LOG2E = 1.4426950408889634f;
@@ -247,21 +260,15 @@ INLINE vf log1pv(vf e) {
   return p * e;
 }
 
-// NaN where x is, 0 elsewhere: max and the exponent arithmetic lose it
-INLINE vf nan_of(vf x) { return x != x ? x : vf{}; }
-
 INLINE vf softplus(vf x, vf *sigmoid) {
-  vf e = exp2v(absolute(x) * -LOG2E);
+  const vf e = exp2v(absolute(x) * -LOG2E);
   if (sigmoid) {
-    vf r = 1.0f / (1.0f + e);
+    const vf r = 1.0f / (1.0f + e);
     *sigmoid = x < 0 ? e * r : r;
   }
-  return positive_part(x) + log1pv(e) + nan_of(x);
+  return at_least(0.0f, x) + log1pv(e);
 }
-INLINE vf sigmoid(vf x) {
-  vf y = 1.0f / (1.0f + exp2v(x * -LOG2E)) + nan_of(x);
-  return x < -3.4028235e38f ? vf{} : y;  // exp2v stops short of infinity
-}
+INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp2v(x * -LOG2E)); }
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 
@@ -326,10 +333,11 @@ struct Scratch {
 
 // ---- one direction of one block -----------------------------------------------------------------------------------
 
-// What the inner loops need of direction k, image b, channels d0 .. d0 + n - 1. FAST: everything is fp32 and every
-// vector full, so that loads and stores are one instruction and not a choice.
-template <bool FAST>
+// What the inner loops need of direction k, image b, channels d0 .. d0 + n - 1. KIND: the dtype of u, delta and z if they
+// share one and every vector is full, so that loads and stores are one instruction and not a choice; otherwise ANY.
+template <int KIND>
 struct View {
+  static constexpr bool FAST = KIND != ANY;
   const Scan &s;
   int64_t k, b, d0, n;
   const int32_t *order, *params;
@@ -363,17 +371,23 @@ struct View {
   INLINE_MEMBER int64_t token(int64_t t) const { return order ? order[t] : t; }
   INLINE_MEMBER int64_t param_token(int64_t t) const { return params ? params[t] : t; }
   INLINE_MEMBER int64_t lanes(int64_t v = 0) const { return FAST || n - v * W >= W ? W : n - v * W; }
-  INLINE_MEMBER int64_t dtype() const { return FAST ? (int64_t)FP32 : dtype_; }
+  INLINE_MEMBER int64_t dtype() const { return FAST ? (int64_t)KIND : dtype_; }
   INLINE_MEMBER vf u(int64_t p, int64_t v = 0) const { return load_any(u_rows, u_base + p * u_l + v * W, dtype(), lanes(v)); }
   INLINE_MEMBER vf delta(int64_t q, int64_t v = 0) const {
-    return load_any(delta_rows, delta_base + q * delta_l + v * W, FAST ? (int64_t)FP32 : delta_dtype_, lanes(v));
+    return load_any(delta_rows, delta_base + q * delta_l + v * W, FAST ? (int64_t)KIND : delta_dtype_, lanes(v));
   }
   INLINE_MEMBER vf z(int64_t p, int64_t v = 0) const { return load_any(z_rows, z_base + p * z_l + v * W, dtype(), lanes(v)); }
   // ask for the rows of a step to come: hardware does not foresee an order
+  template <int NV>
   INLINE_MEMBER void prefetch(int64_t t) const {
     if (!FAST || t >= steps) return;
-    __builtin_prefetch((const float *)u_rows + u_base + token(t) * u_l);
-    __builtin_prefetch((const float *)delta_rows + delta_base + param_token(t) * delta_l);
+    const int64_t size = KIND == FP32 ? 4 : 2;
+    const char *u = (const char *)u_rows + (u_base + token(t) * u_l) * size;
+    const char *delta = (const char *)delta_rows + (delta_base + param_token(t) * delta_l) * size;
+    for (int64_t at = 0; at < NV * W * size; at += 64) {
+      __builtin_prefetch(u + at);
+      __builtin_prefetch(delta + at);
+    }
   }
   vf per_channel(const float *x, int64_t v = 0) const {
     return x ? load_part(x + k * s.channels + d0 + v * W, lanes(v)) : vf{};
@@ -387,21 +401,27 @@ struct View {
       memcpy(rates + j * W, lane, sizeof lane);
     }
   }
-  // the skip weights, NaN where a decay rate is NaN or infinitely large: exp2v would lose it
-  vf skip(const float *rates, int64_t v = 0) const {
-    vf d = per_channel(s.D, v);
-    for (int64_t j = 0; j < (s.scalar_decay ? 1 : s.states); j++) {
-      const vf rate = load(rates + j * W);
-      d += rate > 0 ? rate * 0.0f : nan_of(rate);
-    }
-    return d;
-  }
   INLINE_MEMBER int64_t out_row(int64_t t, int64_t p) const { return out_base + p * out_p + t * out_t; }
 };
 
-static bool is_fast(const Scan &s, int64_t n) { return s.dtype == FP32 && s.delta_dtype == FP32 && n % W == 0; }
+static const int64_t TILE = 4;   // steps whose dt are computed together, so that their long chains overlap
+static const int64_t AHEAD = 4;  // steps between asking for a row and needing it
 
-static const int64_t AHEAD = 8;  // steps between asking for a row and needing it
+// f(view) for n channels from d0, the view with as much known at compile time as there is
+template <class F>
+static void with_view(const Scan &s, int64_t k, int64_t b, int64_t d0, int64_t n, F f) {
+  const int64_t kind = s.dtype == s.delta_dtype && n % W == 0 ? s.dtype : (int64_t)ANY;
+  if (kind == FP32)
+    f(View<FP32>(s, k, b, d0, n));
+  else if (kind == BF16)
+    f(View<BF16>(s, k, b, d0, n));
+#if HAS_FP16
+  else if (kind == FP16)
+    f(View<FP16>(s, k, b, d0, n));
+#endif
+  else
+    f(View<ANY>(s, k, b, d0, n));
+}
 
 // Where the outputs of a block go: straight to `out`, or, for half precision with several adds, to fp32 rows first.
 struct Sink {
@@ -410,10 +430,10 @@ struct Sink {
   int64_t stride;
   bool add, gate;
 
-  template <bool FAST>
-  INLINE_MEMBER void put(const View<FAST> &view, int64_t t, int64_t p, int64_t v, vf y) const {
+  template <int KIND>
+  INLINE_MEMBER void put(const View<KIND> &view, int64_t t, int64_t p, int64_t v, vf y) const {
     const int64_t lanes = view.lanes(v);
-    if (!FAST && rows) {
+    if (KIND != FP32 && rows) {
       float *row = rows + p * stride + v * W;
       store_part(row, add ? load_part(row, lanes) + y : y, lanes);
       return;
@@ -428,73 +448,130 @@ struct Sink {
   }
 };
 
-// NS: states known at compile time, or 0; NV: vectors of channels side by side.
-template <int NS, int NV, bool FAST>
-static void scan_direction(const View<FAST> view, const Sink &sink, float *scratch) {
+// What the backward pass keeps of the steps of a chunk: rows of `vectors` vectors, the pointers at the first one's.
+struct Kept {
+  float *a, *h;             // decays; states before every step, and one row more: (steps, vectors, N, W)
+  float *dt, *slope;        // dt and its derivative: (steps, vectors, W)
+  int64_t vectors;
+};
+
+enum { OUTPUT, START, KEEP };  // what a walk is for: outputs, the state it ends in, or all that the backward needs
+
+// (1) over steps [t0, t1) from `state` (NV, N, W), which ends as the last. NS: states known at compile time, or 0; NV:
+// vectors of channels side by side.
+template <int NS, int NV, int WHAT, int KIND>
+static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t t1, float *state, const Sink *sink,
+                 const Kept *kept) {
   const Scan &s = view.s;
-  const int64_t N = NS ? NS : s.states;
-  float *rates = scratch;               // (NV, N or 1, W)
-  float *dynamic = rates + NV * N * W;  // (NV, N, W) states, if N is not known
+  const int64_t N = NS ? NS : s.states, wide = WHAT == KEEP ? kept->vectors : 0;
+  const bool activated = s.softplus, scalar = s.scalar_decay;
   vf local[NS ? NS * NV : 1], skip[NV], bias[NV];
+  float dts[TILE * NV * W], us[TILE * NV * W];
+  float *a = WHAT == KEEP ? kept->a : nullptr, *h = WHAT == KEEP ? kept->h : nullptr;
   for (int v = 0; v < NV; v++) {
-    view.decay_rates(rates + v * N * W, v);
-    skip[v] = view.skip(rates + v * N * W, v);
+    skip[v] = view.per_channel(s.D, v);
     bias[v] = view.per_channel(s.bias, v);
   }
-  for (int i = 0; i < (NS ? NS * NV : 0); i++) local[i] = vf{};
-  if (!NS) memset(dynamic, 0, sizeof(float) * N * NV * W);
-
-  for (int64_t t = 0; t < s.steps; t++) {
-    const int64_t p = view.token(t), q = view.param_token(t);
-    const float *Bq = view.B + q * view.B_l, *Cq = view.C + q * view.C_l;
-    view.prefetch(t + AHEAD);
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; v++) {
-      vf u = view.u(p, v);
-      vf dt = view.delta(q, v) + bias[v];
-      if (s.softplus) dt = softplus(dt, nullptr);
-      vf du = dt * u, y = skip[v] * u;
-      const float *rate = rates + v * N * W;
-      if (NS) {
-#pragma GCC unroll 16
-        for (int j = 0; j < NS; j++) {
-          vf &h = local[v * (NS ? NS : 1) + j];
-          h = exp2v(dt * load(rate + j * W)) * h + du * Bq[j];
-          y += h * Cq[j];
-        }
-      } else {
-        vf a = s.scalar_decay ? exp2v(dt * load(rate)) : vf{};
-        for (int64_t j = 0; j < N; j++) {
-          float *state = dynamic + (v * N + j) * W;
-          if (!s.scalar_decay) a = exp2v(dt * load(rate + j * W));
-          vf h = a * load(state) + du * Bq[j];
-          store(state, h);
-          y += h * Cq[j];
+  for (int i = 0; i < (NS ? NS * NV : 0); i++) local[i] = load(state + i * W);
+  if (WHAT == KEEP) memcpy(h, state, sizeof(float) * NV * N * W);
+  for (int64_t start = t0; start < t1; start += TILE) {
+    const int64_t end = start + TILE < t1 ? start + TILE : t1;
+    for (int64_t t = start; t < end; t++) {
+      const int64_t p = view.token(t), q = view.param_token(t);
+      if (WHAT == OUTPUT) view.template prefetch<NV>(t + AHEAD);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        vf dt = view.delta(q, v) + bias[v], slope = splat(1.0f);
+        const vf u = view.u(p, v);
+        if (activated) dt = softplus(dt, WHAT == KEEP ? &slope : nullptr);
+        const int64_t at = ((t - start) * NV + v) * W;
+        store(dts + at, dt);
+        store(us + at, u);
+        if (WHAT == KEEP) {
+          const int64_t row = ((t - t0) * wide + v) * W;
+          store(kept->dt + row, dt);
+          store(kept->slope + row, slope);
         }
       }
-      sink.put(view, t, p, v, y);
+    }
+    for (int64_t t = start; t < end; t++) {
+      const int64_t p = view.token(t), q = view.param_token(t);
+      const float *Bq = view.B + q * view.B_l, *Cq = view.C + q * view.C_l;
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        const int64_t at = ((t - start) * NV + v) * W, row = ((t - t0) * wide + v) * N * W, next = row + wide * N * W;
+        const vf dt = load(dts + at), u = load(us + at), du = dt * u;
+        const float *rate = rates + v * N * W;
+        vf y = skip[v] * u;
+        if (NS) {
+#pragma GCC unroll 16
+          for (int j = 0; j < NS; j++) {
+            vf &x = local[v * NS + j];
+            const vf decay = exp2v(dt * load(rate + j * W));
+            x = decay * x + du * Bq[j];
+            if (WHAT == OUTPUT) y += x * Cq[j];
+            if (WHAT == KEEP) {
+              store(a + row + j * W, decay);
+              store(h + next + j * W, x);
+            }
+          }
+        } else {
+          vf decay = scalar ? exp2v(dt * load(rate)) : vf{};
+          for (int64_t j = 0; j < N; j++) {
+            if (!scalar) decay = exp2v(dt * load(rate + j * W));
+            float *place = state + (v * N + j) * W;
+            const vf x = decay * load(place) + du * Bq[j];
+            store(place, x);
+            if (WHAT == OUTPUT) y += x * Cq[j];
+            if (WHAT == KEEP) {
+              store(a + row + j * W, decay);
+              store(h + next + j * W, x);
+            }
+          }
+        }
+        if (WHAT == OUTPUT) sink->put(view, t, p, v, y);
+      }
     }
   }
-  if (s.last_state) {
-    for (int v = 0; v < NV; v++)
-      for (int64_t j = 0; j < N; j++) {
-        float lane[W];
-        store(lane, NS ? local[NS ? v * NS + j : 0] : load(dynamic + (v * N + j) * W));
-        for (int64_t i = 0; i < view.lanes(v); i++)
-          s.last_state[((view.b * s.dirs + view.k) * s.channels + view.d0 + v * W + i) * N + j] = lane[i];
-      }
-  }
+  for (int i = 0; i < (NS ? NS * NV : 0); i++) store(state + i * W, local[i]);
+}
+
+// The walk for the number of states and of vectors at hand; several vectors at N = 1 alone, see `block_vectors`.
+template <int WHAT, int KIND>
+static void walk_block(const View<KIND> &view, const float *rates, int64_t t0, int64_t t1, float *state, const Sink *sink,
+                       const Kept *kept) {
+  const int64_t N = view.s.states, vectors = N == 1 ? (view.n + W - 1) / W : 1;
+  if (N == 16 && !view.s.scalar_decay)
+    walk<16, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (N != 1)
+    walk<0, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (!View<KIND>::FAST || vectors == 1)
+    walk<1, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (vectors == 2)
+    walk<1, 2, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (vectors == 3)
+    walk<1, 3, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else
+    walk<1, 6, WHAT>(view, rates, t0, t1, state, sink, kept);
+}
+
+// How many vectors of channels go side by side where `left` channels are left: long runs of memory at N = 1, which moves
+// much and computes little. A last vector that is not full goes alone.
+static int64_t block_vectors(const Scan &s, int64_t left) {
+  const int64_t full = left / W;
+  if (s.states > 1 || s.window || s.dtype != s.delta_dtype || full < 2) return 1;
+  return full >= 6 ? 6 : full == 4 ? 2 : full > 3 ? 3 : full;
 }
 
 // The same with LBMamba's local backward scan, window by window: one vector of channels, any N.
-template <bool FAST>
-static void scan_direction_local(const View<FAST> &view, const Sink &sink, float *scratch) {
+template <int KIND>
+static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch) {
   const Scan &s = view.s;
   const int64_t N = s.states, w = s.window;
   float *rates = scratch, *h = rates + N * W, *a = h + N * W, *b = a + w * N * W, *hs = b + w * N * W;
   float *ys = hs + w * N * W, *r = ys + w * W;
   view.decay_rates(rates);
-  const vf skip = view.skip(rates), bias = view.per_channel(s.bias);
+  const vf skip = view.per_channel(s.D), bias = view.per_channel(s.bias);
   memset(h, 0, sizeof(float) * N * W);
   for (int64_t start = 0; start < s.steps; start += w) {
     const int64_t run = s.steps - start < w ? s.steps - start : w;
@@ -529,83 +606,77 @@ static void scan_direction_local(const View<FAST> &view, const Sink &sink, float
       sink.put(view, start + i, p, 0, y);
     }
   }
-  if (s.last_state)
-    for (int64_t j = 0; j < N; j++)
-      for (int64_t i = 0; i < view.n; i++)
-        s.last_state[((view.b * s.dirs + view.k) * s.channels + view.d0 + i) * N + j] = h[j * W + i];
 }
 
-static size_t forward_scratch(const Scan &s, int64_t vectors) {
-  size_t floats = 2 * s.states * W * vectors;
+static size_t forward_scratch(const Scan &s) {
+  const int64_t vectors = block_vectors(s, s.channels);
+  size_t floats = 2 * s.states * W * vectors;  // rates, states
   if (s.window) floats += (3 * s.window + 1) * s.states * W + s.window * W;
   return floats + s.length * vectors * W;  // fp32 rows
 }
 
-template <bool FAST>
-static void forward_direction(const View<FAST> &view, const Sink &sink, int64_t vectors, float *scratch) {
-  const Scan &s = view.s;
-  if (s.window)
-    scan_direction_local(view, sink, scratch);
-  else if (s.states == 1 && vectors == 4)
-    scan_direction<1, 4>(view, sink, scratch);
-  else if (s.states == 1 && vectors == 2)
-    scan_direction<1, 2>(view, sink, scratch);
-  else if (s.states == 1)
-    scan_direction<1, 1>(view, sink, scratch);
-  else if (s.states == 16 && !s.scalar_decay)
-    scan_direction<16, 1>(view, sink, scratch);
-  else
-    scan_direction<0, 1>(view, sink, scratch);
-}
-
-static void forward_item(const Job &job, int64_t item, float *scratch) {
+// All directions of n channels of one image.
+static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, float *scratch) {
   const Scan &s = *job.scan;
-  const int64_t blocks = (s.channels + job.width - 1) / job.width;
-  const int64_t b = item / blocks, d0 = item % blocks * job.width;
-  const int64_t n = s.channels - d0 < job.width ? s.channels - d0 : job.width;
-  const int64_t vectors = (n + W - 1) / W;
-  float *rows = scratch + forward_scratch(s, job.width / W) - s.length * job.width;
-  for (int64_t k = 0; k < s.dirs; k++) {
-    View<false> view(s, k, b, d0, n);
-    // rows that are written exactly once are stored; others start from 0 and are added to
-    const bool fresh = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == 0) && job.once[k]);
-    const bool complete = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == s.dirs - 1) && job.once[k]);
-    const bool direct = s.dtype == FP32 || (fresh && complete);
-    Sink sink{s, direct ? nullptr : rows, job.width, !fresh, s.z && complete && direct};
-    if (!fresh && (s.mode == PER_DIRECTION || k == 0)) {
-      for (int64_t p = 0; p < s.length; p++) {
-        float *row = direct ? (float *)s.out + view.out_row(0, p) : rows + p * job.width;
-        memset(row, 0, sizeof(float) * n);
-      }
-    }
-    if (is_fast(s, n))
-      forward_direction(View<true>(s, k, b, d0, n), sink, vectors, scratch);
-    else
-      forward_direction(view, sink, vectors, scratch);
-    const bool last = s.mode == PER_DIRECTION || k == s.dirs - 1;
-    if (last && s.mode != PER_STEP && (!direct || (s.z && !complete))) {  // gate and convert what was added up
-      for (int64_t p = 0; p < s.length; p++)
-        for (int64_t v = 0; v < vectors; v++) {
-          const int64_t lanes = view.lanes(v), at = view.out_row(0, p) + v * W;
-          vf y = load_part(direct ? (float *)s.out + at : rows + p * job.width + v * W, lanes);
-          if (s.z) {
-            vf z = view.z(p, v);
-            y *= z * sigmoid(z);
-          }
-          store_any(s.out, at, y, s.dtype, lanes);
+  const int64_t N = s.states, vectors = (n + W - 1) / W;
+  float *rates = scratch, *state = rates + vectors * N * W, *rows = scratch + forward_scratch(s) - s.length * vectors * W;
+  for (int64_t k = 0; k < s.dirs; k++)
+    with_view(s, k, b, d0, n, [&](auto view) {
+      // rows that are written exactly once are stored; others start from 0 and are added to
+      const bool fresh = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == 0) && job.once[k]);
+      const bool complete = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == s.dirs - 1) && job.once[k]);
+      const bool direct = s.dtype == FP32 || (fresh && complete);
+      const Sink sink{s, direct ? nullptr : rows, vectors * W, !fresh, s.z && complete && direct};
+      if (!fresh && (s.mode == PER_DIRECTION || k == 0)) {
+        for (int64_t p = 0; p < s.length; p++) {
+          float *row = direct ? (float *)s.out + view.out_row(0, p) : rows + p * vectors * W;
+          memset(row, 0, sizeof(float) * n);
         }
-    }
-  }
+      }
+      if (s.window) {
+        walk_local(view, sink, scratch);
+      } else {
+        for (int64_t v = 0; v < vectors; v++) view.decay_rates(rates + v * N * W, v);
+        memset(state, 0, sizeof(float) * vectors * N * W);
+        walk_block<OUTPUT>(view, rates, 0, s.steps, state, &sink, nullptr);
+      }
+      if (s.last_state)
+        for (int64_t i = 0; i < n; i++)
+          for (int64_t j = 0; j < N; j++)
+            s.last_state[((b * s.dirs + k) * s.channels + d0 + i) * N + j] = state[(i / W * N + j) * W + i % W];
+      const bool last = s.mode == PER_DIRECTION || k == s.dirs - 1;
+      if (last && s.mode != PER_STEP && (!direct || (s.z && !complete))) {  // gate and convert what was added up
+        for (int64_t p = 0; p < s.length; p++)
+          for (int64_t v = 0; v < vectors; v++) {
+            const int64_t lanes = view.lanes(v), at = view.out_row(0, p) + v * W;
+            vf y = load_part(direct ? (float *)s.out + at : rows + (p * vectors + v) * W, lanes);
+            if (s.z) {
+              vf z = view.z(p, v);
+              y *= z * sigmoid(z);
+            }
+            store_any(s.out, at, y, view.dtype(), lanes);
+          }
+      }
+    });
 }
 
 static void forward_thread(void *data) {
   Job &job = *(Job *)data;
+  const Scan &s = *job.scan;
   Scratch scratch;
-  if (!scratch.reserve(forward_scratch(*job.scan, job.width / W))) {
+  if (!scratch.reserve(forward_scratch(s))) {
     job.failed = true;
     return;
   }
-  for (int64_t item; (item = job.next++) < job.items;) forward_item(job, item, scratch.base);
+  const int64_t shares = (s.channels + job.width - 1) / job.width;
+  for (int64_t item; (item = job.next++) < job.items;) {
+    const int64_t b = item / shares, end = std::min((item % shares + 1) * job.width, s.channels);
+    for (int64_t d0 = item % shares * job.width; d0 < end;) {
+      const int64_t n = std::min(block_vectors(s, end - d0) * W, end - d0);
+      forward_block(job, b, d0, n, scratch.base);
+      d0 += n;
+    }
+  }
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------
@@ -613,14 +684,20 @@ static void forward_thread(void *data) {
 // A chunk of steps is recomputed forward, keeping decays and states, then walked in reverse. Blocks of channels of one
 // item share the sums over channels, dB and dC, kept by lane until all blocks have added theirs.
 struct Plan {
-  int64_t chunk, chunks, blocks;  // steps per chunk; chunks; blocks of W channels per item
-  size_t starts, carry, a, h, read, r, q, dt, slope, dB, dC, dA, total;  // offsets into scratch, in floats
+  int64_t chunk, chunks, vectors;  // steps per chunk; chunks; vectors per item
+  size_t rates, starts, carry, a, h, read, r, q, dt, slope, du, dy, y, weighted, ddt, dB, dC, dA, total;  // offsets in floats
 };
 
-static const int64_t CHUNK_FLOATS = 1 << 16;  // 256 KiB: well inside one core's L2
+static const int64_t CHUNK_FLOATS = 1 << 17;  // 512 KiB: inside one core's L2
 
-static Plan backward_plan(const Scan &s, int64_t blocks) {
-  const int64_t N = s.states, per_step = ((s.window ? 7 : 4) * N + 2) * W;
+static int64_t backward_vectors(const Scan &s, int64_t left) {
+  if (s.states > 1 && !s.window && s.dtype == s.delta_dtype && W == 16 && left >= 2 * W) return 2;  // half the traffic of the sums over channels
+  return block_vectors(s, left);
+}
+
+static Plan backward_plan(const Scan &s, int64_t vectors) {
+  const int64_t N = s.states, side = backward_vectors(s, vectors * W);
+  const int64_t per_step = (side * ((s.window ? 5 : 2) * N + 7) + 2 * N) * W;
   Plan plan;
   int64_t chunk = CHUNK_FLOATS / per_step;
   if (chunk < 16) chunk = 16;
@@ -631,90 +708,48 @@ static Plan backward_plan(const Scan &s, int64_t blocks) {
   if (chunk < 1) chunk = 1;
   plan.chunk = chunk;
   plan.chunks = (s.steps + chunk - 1) / chunk;
-  plan.blocks = blocks;
+  plan.vectors = vectors;
   size_t at = 0;
   auto take = [&](int64_t floats) {
     size_t start = at;
     at += floats;
     return start;
   };
-  plan.starts = take(blocks * plan.chunks * N * W);
-  plan.carry = take(blocks * N * W);
-  plan.dA = take(blocks * (N + 2) * W);  // dA by state, dD, dbias
-  plan.a = take(chunk * N * W);
-  plan.h = take((chunk + 1) * N * W);
-  plan.read = s.window ? take(chunk * N * W) : plan.h + N * W;  // what the output reads: the states themselves
-  plan.r = s.window ? take((chunk + 1) * N * W) : 0;
-  plan.q = s.window ? take(chunk * N * W) : 0;
-  plan.dt = take(chunk * W);
-  plan.slope = take(chunk * W);
+  const int64_t states = side * N * W;
+  plan.rates = take(vectors * N * W);
+  plan.starts = take(vectors * plan.chunks * N * W);  // (chunks, vectors, N, W)
+  plan.carry = take(vectors * N * W);
+  plan.dA = take(vectors * (N + 2) * W);  // dA by state, dD, dbias
+  plan.a = take(chunk * states);
+  plan.h = take((chunk + 1) * states);
+  plan.read = s.window ? take(chunk * states) : 0;
+  plan.r = s.window ? take((chunk + 1) * states) : 0;
+  plan.q = s.window ? take(chunk * states) : 0;
+  for (size_t *sums : {&plan.dt, &plan.slope, &plan.du, &plan.dy, &plan.y, &plan.weighted, &plan.ddt})
+    *sums = take(chunk * side * W);
   plan.dB = take(chunk * N * W);
   plan.dC = take(chunk * N * W);
   plan.total = at;
   return plan;
 }
 
-// I. (1) over steps [t0, t1) from `state`, which ends as the last state; `keep`: also store decays, states, dt.
-template <int NS, bool FAST>
-static void recompute(const View<FAST> view, const float *rates, vf bias, int64_t t0, int64_t t1, float *state, float *a,
-                      float *h, float *dts, float *slopes) {
-  const Scan &s = view.s;
-  const int64_t N = NS ? NS : s.states;
-  vf local[NS ? NS : 1];
-  for (int j = 0; j < NS; j++) local[j] = load(state + j * W);
-  if (h) memcpy(h, state, sizeof(float) * N * W);
-  for (int64_t t = t0; t < t1; t++) {
-    const int64_t p = view.token(t), q = view.param_token(t), i = t - t0;
-    const float *Bq = view.B + q * view.B_l;
-    view.prefetch(t + AHEAD);
-    vf u = view.u(p), dt = view.delta(q) + bias, slope = splat(1.0f);
-    if (s.softplus) dt = softplus(dt, h ? &slope : nullptr);
-    vf du = dt * u;
-    if (h) {
-      store(dts + i * W, dt);
-      store(slopes + i * W, slope);
-    }
-    if (NS) {
-#pragma GCC unroll 16
-      for (int j = 0; j < NS; j++) {
-        vf decay = exp2v(dt * load(rates + j * W));
-        local[j] = decay * local[j] + du * Bq[j];
-        if (h) {
-          store(a + (i * NS + j) * W, decay);
-          store(h + ((i + 1) * NS + j) * W, local[j]);
-        }
-      }
-    } else {
-      vf decay = s.scalar_decay ? exp2v(dt * load(rates)) : vf{};
-      for (int64_t j = 0; j < N; j++) {
-        if (!s.scalar_decay) decay = exp2v(dt * load(rates + j * W));
-        vf next = decay * load(state + j * W) + du * Bq[j];
-        store(state + j * W, next);
-        if (h) {
-          store(a + (i * N + j) * W, decay);
-          store(h + ((i + 1) * N + j) * W, next);
-        }
-      }
-    }
-  }
-  for (int j = 0; j < NS; j++) store(state + j * W, local[j]);
+template <int KIND>
+INLINE vf output_grad(const View<KIND> &view, int64_t t, int64_t p, int64_t v) {
+  return load_any(view.s.gout, view.out_row(t, p) + v * W, view.dtype(), view.lanes(v));
 }
 
-template <bool FAST>
-INLINE vf output_grad(const View<FAST> &view, int64_t t, int64_t p) {
-  return load_any(view.s.gout, view.out_row(t, p), view.dtype(), view.lanes());
-}
-template <bool FAST>
-INLINE vf gated(const View<FAST> &view, int64_t t, int64_t p) {
-  vf g = output_grad(view, t, p);
+// dy, the gradient of y[t]
+template <int KIND>
+INLINE vf step_grad(const View<KIND> &view, int64_t t, int64_t p, int64_t v) {
+  vf g = output_grad(view, t, p, v);
   if (!view.s.z) return g;
-  vf z = view.z(p);
+  const vf z = view.z(p, v);
   return g * z * sigmoid(z);
 }
 
 // II. (2), (3) and (8) of a chunk: r[t+1] of every step, what the output reads, and the adjoint q.
-template <bool FAST>
-static void local_chunk(const View<FAST> &view, const Plan &plan, int64_t t0, int64_t t1, float *m) {
+template <int KIND>
+static void local_chunk(const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, float *m) {
   const Scan &s = view.s;
   const int64_t N = s.states;
   float *a = m + plan.a, *h = m + plan.h + N * W, *read = m + plan.read, *r = m + plan.r, *q = m + plan.q;
@@ -741,7 +776,7 @@ static void local_chunk(const View<FAST> &view, const Plan &plan, int64_t t0, in
       vf dy = {};
       const float *Cq = view.C;
       if (t > start) {
-        dy = gated(view, t - 1, view.token(t - 1));
+        dy = step_grad(view, t - 1, view.token(t - 1), 0);
         Cq = view.C + view.param_token(t - 1) * view.C_l;
       }
       for (int64_t j = 0; j < N; j++) {
@@ -756,118 +791,306 @@ INLINE void put_row(float *row, vf value, int64_t lanes, bool add) {
   store_part(row, add ? load_part(row, lanes) + value : value, lanes);
 }
 
-// III. (5) to (13) of one block of channels over steps [t0, t1), from right to left.
-template <int NS, bool LOCAL, bool FAST>
-static void adjoint(const Job &job, const View<FAST> view, const Plan &plan, int64_t block, int64_t t0, int64_t t1,
-                    const float *rates, float *m) {
-  const Scan &s = view.s;
-  const int64_t N = NS ? NS : s.states, lanes = view.lanes();
-  const float *a = m + plan.a, *h = m + plan.h, *read = m + plan.read, *r = m + plan.r, *q = m + plan.q;
-  float *dB = m + plan.dB, *dC = m + plan.dC, *carry = m + plan.carry + block * N * W;
-  float *dA = m + plan.dA + block * (N + 2) * W, *dD = dA + N * W, *dbias = dD + W;
-  const vf skip = view.per_channel(s.D);
-  vf sum_D = load(dD), sum_bias = load(dbias);
-  const bool add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
-  const bool add_delta = !job.params_once[view.k], gated = s.z, softplus = s.softplus, scalar = s.scalar_decay;
-  const int64_t channels = s.channels;
-  float *grad_u = s.du + view.du_base, *grad_delta = s.ddelta + view.dd_base;
-  float *grad_z = gated ? s.dz + view.b * s.length * channels + view.d0 : nullptr;
-  const float *dts = m + plan.dt, *slopes = m + plan.slope;
-  vi valid;
-  for (int64_t i = 0; i < W; i++) valid[i] = i < lanes ? -1 : 0;
-  // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
-  auto inside = [&](vf x) { return FAST ? x : valid ? x : vf{}; };
-  for (int64_t t = t1 - 1; t >= t0; t--) {
-    if (FAST && t >= AHEAD) {
-      const int64_t soon = t - AHEAD, token = view.token(soon);
-      __builtin_prefetch((const float *)s.gout + view.out_row(soon, token));
-      __builtin_prefetch(grad_u + token * view.du_p, 1);
-      __builtin_prefetch(grad_delta + view.param_token(soon) * view.dd_p, 1);
-    }
-    const int64_t i = t - t0, p = view.token(t), pq = view.param_token(t);
-    const float *Bq = view.B + pq * view.B_l, *Cq = view.C + pq * view.C_l;
-    const vf u = view.u(p), dt = load(dts + i * W), du = dt * u;
-    vf g = output_grad(view, t, p), dy = g, z = {}, gate = {};
-    if (gated) {  // (5)
-      z = view.z(p);
-      gate = sigmoid(z);
-      dy = g * z * gate;
-    }
-    vf weighted = {}, ddt = {}, y = skip * u;
-#pragma GCC unroll 16
-    for (int64_t j = 0; j < N; j++) {
-      const int64_t at = (i * N + j) * W;
-      const vf c = dy * Cq[j], seen = load(read + at), decay = load(a + at);
-      const vf adj = c + load(carry + j * W);      // (7)
-      vf db = adj, da = adj * load(h + at);        // (9), (10)
-      if (LOCAL) {
-        db += load(q + at);
-        da += load(r + at) * (c + load(q + at));
-      }
-      store(dC + at, load(dC + at) + inside(dy * seen));   // (6)
-      store(dB + at, load(dB + at) + inside(db * du));     // (10)
-      if (gated) y += seen * Cq[j];
-      weighted += db * Bq[j];
-      da *= decay;
-      ddt += da * load(rates + (scalar ? 0 : j) * W);
-      store(dA + j * W, load(dA + j * W) + da * dt);  // (12)
-      store(carry + j * W, decay * adj);
-    }
-    sum_D += dy * u;
-    vf raw = (ddt * (1.0f / LOG2E) + weighted * u) * (softplus ? load(slopes + i * W) : splat(1.0f));  // (12), (13)
-    sum_bias += raw;
-    put_row(grad_u + p * view.du_p, weighted * dt + skip * dy, lanes, add_u);  // (11)
-    put_row(grad_delta + pq * view.dd_p, raw, lanes, add_delta);
-    if (gated) put_row(grad_z + p * channels, g * y * gate * (1.0f + z * (1.0f - gate)), lanes, true);
+// What the steps of a chunk sum over their states: y without the skip, dB . B and the like.
+struct Sums {
+  vf y, weighted, ddt;
+};
+
+// (6) to (12) for one state of one vector at one step; r and q are those of a local window.
+template <bool LOCAL, bool GATED>
+INLINE void adjoint_step(vf dy, vf dt, float B, float C, vf rate, vf decay, vf before, vf seen, vf r, vf q, vf &adjoint, vf &dA,
+                         vf &db, Sums &sums) {
+  const vf c = dy * C, adj = c + adjoint;  // (7)
+  vf da = adj * before;                    // (9), (10)
+  db = adj;
+  if (LOCAL) {
+    db += q;
+    da += r * (c + q);
   }
-  store(dD, sum_D);
-  store(dbias, sum_bias);
+  if (GATED) sums.y += seen * C;
+  sums.weighted += db * B;
+  da *= decay;
+  sums.ddt += da * rate;
+  dA += da * dt;  // (12)
+  adjoint = decay * adj;
 }
 
-template <int NS>
-static void backward_direction(const Job &job, const Plan &plan, int64_t k, int64_t b, int64_t group, int64_t first,
-                               float *m) {
-  const Scan &s = *job.scan;
-  const int64_t N = NS ? NS : s.states, count = s.scalar_decay ? 1 : N;
-  std::vector<float> all_rates(plan.blocks * N * W + 16);
-  auto rates_of = [&](int64_t block) { return all_rates.data() + block * N * W; };
-  auto view_of = [&](int64_t block) {
-    const int64_t d0 = (first + block) * W;
-    return View<false>(s, k, b, d0, s.channels - d0 < W ? s.channels - d0 : W);
-  };
-  memset(m + plan.dA, 0, sizeof(float) * plan.blocks * (N + 2) * W);
-  for (int64_t block = 0; block < plan.blocks; block++) {
-    View<false> view = view_of(block);
-    view.decay_rates(rates_of(block));
-    memset(m + plan.starts + block * plan.chunks * N * W, 0, sizeof(float) * N * W);
-    float *carry = m + plan.carry + block * N * W;
-    for (int64_t j = 0; j < N; j++)
-      for (int64_t i = 0; i < W; i++)
-        carry[j * W + i] = s.gstate && i < view.n ? s.gstate[((b * s.dirs + k) * s.channels + view.d0 + i) * N + j] : 0.0f;
-    // rows that several steps add to start from 0
-    for (int64_t p = 0; p < s.length; p++) {
-      const int64_t token = b * s.length + p;
-      if (!job.params_once[k]) memset(s.ddelta + (token * s.dirs + k) * s.channels + view.d0, 0, sizeof(float) * view.n);
-      if (s.u_per_dir ? !job.once[k] : (k == 0 && !job.once[0]))
-        memset(s.du + (s.u_per_dir ? token * s.dirs + k : token) * s.channels + view.d0, 0, sizeof(float) * view.n);
-      if (s.z && k == 0) memset(s.dz + token * s.channels + view.d0, 0, sizeof(float) * view.n);
+// Where the gradients of tokens go.
+template <int KIND>
+struct TokenGrads {
+  const View<KIND> &view;
+  float *u, *delta, *z;
+  int64_t u_p, delta_p, z_p;
+  bool add_u, add_delta;
+
+  TokenGrads(const Job &job, const View<KIND> &view) : view(view) {
+    const Scan &s = view.s;
+    u = s.du + view.du_base, delta = s.ddelta + view.dd_base;
+    z = s.z ? s.dz + view.b * s.length * s.channels + view.d0 : nullptr;
+    u_p = view.du_p, delta_p = view.dd_p, z_p = s.channels;
+    add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
+    add_delta = !job.params_once[view.k];
+  }
+  template <int NV>
+  INLINE_MEMBER void prefetch(int64_t t) const {
+    if (!View<KIND>::FAST || t < 0) return;
+    float *row = u + view.token(t) * u_p, *other = delta + view.param_token(t) * delta_p;
+    for (int v = 0; v < NV; v++) {
+      __builtin_prefetch(row + v * W, 1);
+      __builtin_prefetch(other + v * W, 1);
     }
+  }
+  // (11) to (13), and (5) for z; returns what dbias gets
+  INLINE_MEMBER vf put(int64_t t, int64_t v, vf u_t, vf dy, vf dt, vf slope, vf skip, const Sums &sums) const {
+    const int64_t p = view.token(t), lanes = view.lanes(v);
+    const vf raw = (sums.ddt * (1.0f / LOG2E) + sums.weighted * u_t) * slope;
+    put_row(u + p * u_p + v * W, sums.weighted * dt + skip * dy, lanes, add_u);
+    put_row(delta + view.param_token(t) * delta_p + v * W, raw, lanes, add_delta);
+    if (z) {
+      const vf x = view.z(p, v), gate = sigmoid(x), y = sums.y + skip * u_t;
+      put_row(z + p * z_p + v * W, output_grad(view, t, p, v) * y * gate * (1.0f + x * (1.0f - gate)), lanes, true);
+    }
+    return raw;
+  }
+};
+
+// III. of a chunk at N = 1, all in one go.
+template <int NV, bool GATED, int KIND>
+static void adjoint_single(const Job &job, const View<KIND> view, const Plan plan, int64_t t0, int64_t t1, int64_t first,
+                           float *m) {
+  const Scan &s = view.s;
+  const TokenGrads<KIND> grads(job, view);
+  const float *a = m + plan.a, *h = m + plan.h, *dts = m + plan.dt, *slopes = m + plan.slope, *rates = m + plan.rates + first * W;
+  float *carry = m + plan.carry + first * W, *sums = m + plan.dA + first * 3 * W, *dB = m + plan.dB, *dC = m + plan.dC;
+  vf adjoints[NV], skip[NV], dA[NV], dD[NV], dbias[NV];
+  for (int v = 0; v < NV; v++) {
+    adjoints[v] = load(carry + v * W);
+    skip[v] = view.per_channel(s.D, v);
+    dA[v] = load(sums + v * 3 * W), dD[v] = load(sums + (v * 3 + 1) * W), dbias[v] = load(sums + (v * 3 + 2) * W);
+  }
+  for (int64_t t = t1 - 1; t >= t0; t--) {
+    const int64_t i = t - t0, p = view.token(t), q = view.param_token(t);
+    const float B = view.B[q * view.B_l], C = view.C[q * view.C_l];
+    grads.template prefetch<NV>(t - AHEAD);
+    vf sum_B = load(dB + i * W), sum_C = load(dC + i * W);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      const int64_t at = (i * NV + v) * W, after = at + NV * W;
+      const vf u = view.u(p, v), dt = load(dts + at), dy = step_grad(view, t, p, v), seen = load(h + after);
+      Sums sums{};
+      vf db;
+      adjoint_step<false, GATED>(dy, dt, B, C, load(rates + v * W), load(a + at), load(h + at), seen, vf{}, vf{}, adjoints[v],
+                                 dA[v], db, sums);
+      sum_C += dy * seen;     // (6)
+      sum_B += db * (dt * u);  // (10)
+      dD[v] += dy * u;
+      dbias[v] += grads.put(t, v, u, dy, dt, load(slopes + at), skip[v], sums);
+    }
+    store(dB + i * W, sum_B);
+    store(dC + i * W, sum_C);
+  }
+  for (int v = 0; v < NV; v++) {
+    store(carry + v * W, adjoints[v]);
+    store(sums + v * 3 * W, dA[v]), store(sums + (v * 3 + 1) * W, dD[v]), store(sums + (v * 3 + 2) * W, dbias[v]);
+  }
+}
+
+// III. otherwise: first dy and dt u; then passes over G states each, so few that their sums stay in registers; then the
+// gradients of tokens.
+template <int KIND>
+static void before_states(const View<KIND> view, const Plan plan, int64_t t0, int64_t t1, int64_t vectors, float *m) {
+  for (int64_t t = t0; t < t1; t++) {
+    const int64_t p = view.token(t);
+    for (int64_t v = 0; v < vectors; v++) {
+      const int64_t at = ((t - t0) * vectors + v) * W;
+      store(m + plan.dy + at, step_grad(view, t, p, v));
+      store(m + plan.du + at, load(m + plan.dt + at) * view.u(p, v));
+    }
+  }
+}
+
+template <int G, int NV, bool LOCAL, bool GATED, bool FULL, class V>
+static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t t1, int64_t first, int64_t j0, float *m) {
+  const Scan &s = whole.s;
+  const int64_t N = s.states, B_l = whole.B_l, C_l = whole.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
+  const int32_t *params = whole.params;
+  const float *B = whole.B + j0, *C = whole.C + j0, *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
+  const float *a = m + plan.a + j0 * W, *h = m + plan.h + j0 * W, *read = (LOCAL ? m + plan.read : m + plan.h + NV * row) + j0 * W;
+  const float *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W, *dys = m + plan.dy, *dts = m + plan.dt, *dus = m + plan.du;
+  float *carry = m + plan.carry + first * row + j0 * W, *dA = m + plan.dA + (first * (N + 2) + j0) * W;
+  float *weighted = m + plan.weighted, *ddt = m + plan.ddt, *y = m + plan.y, *dB = m + plan.dB + j0 * W, *dC = m + plan.dC + j0 * W;
+  vi valid;
+  for (int64_t i = 0; i < W; i++) valid[i] = i < whole.lanes() ? -1 : 0;
+  // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
+  auto inside = [&](vf x) { return FULL ? x : valid ? x : vf{}; };
+  vf adjoints[NV * G], decays[NV * G];
+  for (int i = 0; i < NV * G; i++) {
+    adjoints[i] = load(carry + i / G * row + i % G * W);
+    decays[i] = load(dA + (i / G * (N + 2) + i % G) * W);
+  }
+  for (int64_t i = t1 - t0 - 1; i >= 0; i--) {
+    const int64_t token = params ? params[t0 + i] : t0 + i;
+    const float *Bq = B + token * B_l, *Cq = C + token * C_l;
+    vf sum_B[G], sum_C[G];
+    for (int j = 0; j < G; j++) {
+      sum_B[j] = load(dB + i * row + j * W);
+      sum_C[j] = load(dC + i * row + j * W);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      const int64_t at = (i * NV + v) * W, states = at * N;
+      const vf dy = load(dys + at), dt = load(dts + at), du = load(dus + at);
+      Sums sums{};
+      if (j0) sums = {GATED ? load(y + at) : vf{}, load(weighted + at), load(ddt + at)};
+#pragma GCC unroll 8
+      for (int j = 0; j < G; j++) {
+        const int64_t place = states + j * W;
+        const vf seen = load(read + place);
+        vf db;
+        adjoint_step<LOCAL, GATED>(dy, dt, Bq[j], Cq[j], load(rates + v * row + j * rate_step), load(a + place), load(h + place),
+                                   seen, LOCAL ? load(r + place) : vf{}, LOCAL ? load(q + place) : vf{}, adjoints[v * G + j],
+                                   decays[v * G + j], db, sums);
+        sum_C[j] += inside(dy * seen);  // (6)
+        sum_B[j] += inside(db * du);    // (10)
+      }
+      store(weighted + at, sums.weighted);
+      store(ddt + at, sums.ddt);
+      if (GATED) store(y + at, sums.y);
+    }
+    for (int j = 0; j < G; j++) {
+      store(dB + i * row + j * W, sum_B[j]);
+      store(dC + i * row + j * W, sum_C[j]);
+    }
+  }
+  for (int i = 0; i < NV * G; i++) {
+    store(carry + i / G * row + i % G * W, adjoints[i]);
+    store(dA + (i / G * (N + 2) + i % G) * W, decays[i]);
+  }
+}
+
+template <int NV, int KIND>
+static void after_states(const Job &job, const View<KIND> view, const Plan plan, int64_t t0, int64_t t1, int64_t first,
+                         float *m) {
+  const Scan &s = view.s;
+  const TokenGrads<KIND> grads(job, view);
+  const int64_t sums_step = (s.states + 2) * W;
+  float *totals = m + plan.dA + first * sums_step + s.states * W;
+  vf skip[NV], dD[NV], dbias[NV];
+  for (int v = 0; v < NV; v++) {
+    skip[v] = view.per_channel(s.D, v);
+    dD[v] = load(totals + v * sums_step), dbias[v] = load(totals + v * sums_step + W);
+  }
+  for (int64_t t = t1 - 1; t >= t0; t--) {
+    grads.template prefetch<NV>(t - AHEAD);
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      const int64_t at = ((t - t0) * NV + v) * W;
+      const vf u = view.u(view.token(t), v), dy = load(m + plan.dy + at);
+      const Sums sums{s.z ? load(m + plan.y + at) : vf{}, load(m + plan.weighted + at), load(m + plan.ddt + at)};
+      dD[v] += dy * u;
+      dbias[v] += grads.put(t, v, u, dy, load(m + plan.dt + at), load(m + plan.slope + at), skip[v], sums);
+    }
+  }
+  for (int v = 0; v < NV; v++) store(totals + v * sums_step, dD[v]), store(totals + v * sums_step + W, dbias[v]);
+}
+
+// I. to III. of one block over a chunk.
+template <int NV, int KIND>
+static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, int64_t first,
+                           float *start, float *m) {
+  const Scan &s = view.s;
+  const int64_t N = s.states;
+  const int64_t side = N == 1 ? NV : 1;  // vectors per walk
+  for (int64_t v = 0; v < NV; v += side) {
+    const Kept kept{m + plan.a + v * N * W, m + plan.h + v * N * W,   m + plan.dt + v * W, m + plan.slope + v * W, NV};
+    const View<KIND> part(s, view.k, view.b, view.d0 + v * W, side == NV ? view.n : W);
+    walk_block<KEEP>(part, m + plan.rates + (first + v) * N * W, t0, t1, start + v * N * W, nullptr, &kept);
+  }
+  if (s.window) local_chunk(view, plan, t0, t1, m);
+  if constexpr (View<KIND>::FAST)
+    if (N == 1 && !s.window) {
+      if (s.z)
+        adjoint_single<NV, true>(job, view, plan, t0, t1, first, m);
+      else
+        adjoint_single<NV, false>(job, view, plan, t0, t1, first, m);
+      return;
+    }
+  if constexpr (NV <= 2) {
+    before_states(view, plan, t0, t1, NV, m);
+    auto passes = [&](auto local, auto gated) {
+      constexpr bool full = View<KIND>::FAST;
+      int64_t j = 0;
+      for (; j + 4 <= N; j += 4) adjoint_states<4, NV, local.value, gated.value, full>(view, plan, t0, t1, first, j, m);
+      for (; j < N; j++) adjoint_states<1, NV, local.value, gated.value, full>(view, plan, t0, t1, first, j, m);
+    };
+    const std::integral_constant<bool, NV == 1> local;
+    if (NV == 1 && s.window && s.z)
+      passes(local, std::true_type());
+    else if (NV == 1 && s.window)
+      passes(local, std::false_type());
+    else if (s.z)
+      passes(std::false_type(), std::true_type());
+    else
+      passes(std::false_type(), std::false_type());
+    after_states<NV>(job, view, plan, t0, t1, first, m);
+  }
+}
+
+template <int KIND>
+static void backward_block(const Job &job, const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, int64_t first,
+                           float *start, float *m) {
+  const int64_t vectors = (view.n + W - 1) / W;
+  if (!View<KIND>::FAST || vectors == 1)
+    backward_chunk<1>(job, view, plan, t0, t1, first, start, m);
+  else if (vectors == 2)
+    backward_chunk<2>(job, view, plan, t0, t1, first, start, m);
+  else if (vectors == 3)
+    backward_chunk<3>(job, view, plan, t0, t1, first, start, m);
+  else
+    backward_chunk<6>(job, view, plan, t0, t1, first, start, m);
+}
+
+// Direction k of channels d0 .. end - 1 of an image.
+static void backward_direction(const Job &job, const Plan &plan, int64_t k, int64_t b, int64_t group, int64_t d0,
+                               int64_t end, float *m) {
+  const Scan &s = *job.scan;
+  const int64_t N = s.states, count = s.scalar_decay ? 1 : N, lanes = plan.vectors * W;
+  const View<ANY> all(s, k, b, d0, end - d0);
+  auto each_block = [&](auto f) {  // f(view, index of its first vector)
+    for (int64_t at = d0; at < end;) {
+      const int64_t n = std::min(backward_vectors(s, end - at) * W, end - at);
+      with_view(s, k, b, at, n, [&](auto view) { f(view, (at - d0) / W); });
+      at += n;
+    }
+  };
+  memset(m + plan.dA, 0, sizeof(float) * (N + 2) * lanes);
+  memset(m + plan.starts, 0, sizeof(float) * N * lanes);
+  memset(m + plan.carry, 0, sizeof(float) * N * lanes);
+  for (int64_t v = 0; v < plan.vectors; v++) all.decay_rates(m + plan.rates + v * N * W, v);
+  if (s.gstate)
+    for (int64_t i = 0; i < all.n; i++)
+      for (int64_t j = 0; j < N; j++)
+        m[plan.carry + (i / W * N + j) * W + i % W] = s.gstate[((b * s.dirs + k) * s.channels + d0 + i) * N + j];
+  // rows that several steps add to start from 0
+  for (int64_t p = 0; p < s.length; p++) {
+    const int64_t token = b * s.length + p;
+    if (!job.params_once[k]) memset(s.ddelta + (token * s.dirs + k) * s.channels + d0, 0, sizeof(float) * all.n);
+    if (s.u_per_dir ? !job.once[k] : (k == 0 && !job.once[0]))
+      memset(s.du + (s.u_per_dir ? token * s.dirs + k : token) * s.channels + d0, 0, sizeof(float) * all.n);
+    if (s.z && k == 0) memset(s.dz + token * s.channels + d0, 0, sizeof(float) * all.n);
   }
   // the state at the start of every chunk
   for (int64_t c = 0; c + 1 < plan.chunks; c++)
-    for (int64_t block = 0; block < plan.blocks; block++) {
-      View<false> view = view_of(block);
-      float *start = m + plan.starts + (block * plan.chunks + c) * N * W;
-      memcpy(start + N * W, start, sizeof(float) * N * W);
-      auto run = [&](auto view) {
-        recompute<NS>(view, rates_of(block), view.per_channel(s.bias), c * plan.chunk, (c + 1) * plan.chunk, start + N * W,
-                      nullptr, nullptr, nullptr, nullptr);
-      };
-      if (is_fast(s, view.n))
-        run(View<true>(s, k, b, view.d0, W));
-      else
-        run(view);
-    }
+    each_block([&](auto view, int64_t first) {
+      const int64_t vectors = (view.n + W - 1) / W, side = N == 1 ? vectors : 1;
+      float *start = m + plan.starts + (c * plan.vectors + first) * N * W, *next = start + N * lanes;
+      memcpy(next, start, sizeof(float) * vectors * N * W);
+      for (int64_t v = 0; v < vectors; v += side) {
+        const decltype(view) part(s, k, b, view.d0 + v * W, side == vectors ? view.n : W);
+        walk_block<START>(part, m + plan.rates + (first + v) * N * W, c * plan.chunk, (c + 1) * plan.chunk,
+                          next + v * N * W, nullptr, nullptr);
+      }
+    });
   auto grad_row = [&](float *base, int64_t q) {  // dB or dC: (G, B, L, K, N)
     return base + (((group * s.batch + b) * s.length + q) * s.dirs + k) * N;
   };
@@ -881,26 +1104,11 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
     const int64_t t0 = c * plan.chunk, t1 = t0 + plan.chunk < s.steps ? t0 + plan.chunk : s.steps;
     memset(m + plan.dB, 0, sizeof(float) * (t1 - t0) * N * W);
     memset(m + plan.dC, 0, sizeof(float) * (t1 - t0) * N * W);
-    for (int64_t block = 0; block < plan.blocks; block++) {
-      View<false> view = view_of(block);
-      float *start = m + plan.starts + (block * plan.chunks + c) * N * W;
-      auto run = [&](auto view) {
-        recompute<NS>(view, rates_of(block), view.per_channel(s.bias), t0, t1, start, m + plan.a, m + plan.h, m + plan.dt,
-                      m + plan.slope);
-        if (s.window) {
-          local_chunk(view, plan, t0, t1, m);
-          adjoint<NS, true>(job, view, plan, block, t0, t1, rates_of(block), m);
-        } else {
-          adjoint<NS, false>(job, view, plan, block, t0, t1, rates_of(block), m);
-        }
-      };
-      if (is_fast(s, view.n))
-        run(View<true>(s, k, b, view.d0, W));
-      else
-        run(view);
-    }
+    each_block([&](auto view, int64_t first) {
+      backward_block(job, view, plan, t0, t1, first, m + plan.starts + (c * plan.vectors + first) * N * W, m);
+    });
     for (int64_t t = t0; t < t1; t++) {
-      const int64_t q = s.param_order ? s.param_order[k * s.steps + t] : s.order ? s.order[k * s.steps + t] : t;
+      const int64_t q = all.param_token(t);
       float *rowB = grad_row(s.dB, q), *rowC = grad_row(s.dC, q);
       for (int64_t j = 0; j < N; j++) {
         const float *lanesB = m + plan.dB + ((t - t0) * N + j) * W, *lanesC = m + plan.dC + ((t - t0) * N + j) * W;
@@ -911,44 +1119,33 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
       }
     }
   }
-  for (int64_t block = 0; block < plan.blocks; block++) {
-    View<false> view = view_of(block);
-    const float *dA = m + plan.dA + block * (N + 2) * W;
-    for (int64_t i = 0; i < view.n; i++) {
-      const int64_t channel = (b * s.dirs + k) * s.channels + view.d0 + i;
-      for (int64_t j = 0; j < count; j++) {
-        float sum = dA[j * W + i];
-        for (int64_t other = 1; other < N && s.scalar_decay; other++) sum += dA[other * W + i];
-        s.dA[channel * count + j] = sum;
-      }
-      if (s.dD) s.dD[channel] = dA[N * W + i];
-      if (s.dbias) s.dbias[channel] = dA[(N + 1) * W + i];
+  for (int64_t i = 0; i < all.n; i++) {
+    const int64_t channel = (b * s.dirs + k) * s.channels + d0 + i;
+    const float *dA = m + plan.dA + i / W * (N + 2) * W + i % W;
+    for (int64_t j = 0; j < count; j++) {
+      float sum = dA[j * W];
+      for (int64_t other = 1; other < N && s.scalar_decay; other++) sum += dA[other * W];
+      s.dA[channel * count + j] = sum;
     }
+    if (s.dD) s.dD[channel] = dA[N * W];
+    if (s.dbias) s.dbias[channel] = dA[(N + 1) * W];
   }
 }
 
 static void backward_thread(void *data) {
   Job &job = *(Job *)data;
   const Scan &s = *job.scan;
-  const int64_t blocks = (s.channels + W - 1) / W, share = (blocks + s.groups - 1) / s.groups;
+  const int64_t vectors = (s.channels + W - 1) / W, share = (vectors + s.groups - 1) / s.groups;
   Scratch scratch;
   if (!scratch.reserve(backward_plan(s, share).total)) {
     job.failed = true;
     return;
   }
+  const Plan plan = backward_plan(s, share);
   for (int64_t item; (item = job.next++) < job.items;) {
-    const int64_t b = item / s.groups, group = item % s.groups, first = group * share;
-    const int64_t own = blocks - first < share ? blocks - first : share;
-    if (own <= 0) continue;
-    const Plan plan = backward_plan(s, own);
-    for (int64_t k = 0; k < s.dirs; k++) {
-      if (s.states == 1)
-        backward_direction<1>(job, plan, k, b, group, first, scratch.base);
-      else if (s.states == 16 && !s.scalar_decay)
-        backward_direction<16>(job, plan, k, b, group, first, scratch.base);
-      else
-        backward_direction<0>(job, plan, k, b, group, first, scratch.base);
-    }
+    const int64_t b = item / s.groups, group = item % s.groups;
+    const int64_t d0 = group * share * W, end = std::min(d0 + share * W, s.channels);
+    for (int64_t k = 0; k < s.dirs && d0 < end; k++) backward_direction(job, plan, k, b, group, d0, end, scratch.base);
   }
 }
 
@@ -973,12 +1170,11 @@ extern "C" int visionssm_scan_forward(const Scan *scan) {
   const Scan &s = *scan;
   Job job;
   prepare(job, s);
-  // N = 1 moves memory: long runs of channels, as long as every thread gets its share of blocks
-  int64_t vectors = (s.channels + W - 1) / W, best = 1;
-  if (s.states == 1 && !s.window)
-    for (int64_t v = 2; v <= 4; v++)
-      if (v != 3 && vectors % v == 0 && s.batch * (vectors / v) >= 2 * s.threads) best = v;
-  job.width = best * W;
+  // an image for every thread, or as many shares of its channels as keep all of them busy
+  const int64_t vectors = (s.channels + W - 1) / W;
+  int64_t shares = 1;
+  while (shares < vectors && s.batch * shares % s.threads && s.batch * shares < 4 * s.threads) shares++;
+  job.width = std::max<int64_t>(1, (vectors + shares - 1) / shares) * W;
   hint_large_pages(s.out, s.batch * (s.mode == PER_STEP ? s.steps : s.length) * (s.mode == MERGED ? 1 : s.dirs) * s.channels *
                               (s.dtype == FP32 ? 4 : 2));
   job.items = s.batch * ((s.channels + job.width - 1) / job.width);
