@@ -124,7 +124,7 @@ def test_windows_over_chunks(backend, window, monkeypatch):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-@pytest.mark.parametrize('D', [1, 15, 16, 17, 96, 130])
+@pytest.mark.parametrize('D', [1, 15, 16, 17, 31, 63, 96, 130])  # full vectors of 4, 8 and 16, with and without a rest
 def test_channels(backend, D):
     check(problem(L=9, K=4, D=D, N=1), backend, order=torch.from_numpy(get_scan('cross').table(3, 3).copy()))
 
