@@ -696,7 +696,8 @@ struct Plan {
 static const int64_t CHUNK_FLOATS = 1 << 17;  // 512 KiB: inside one core's L2
 
 static int64_t backward_vectors(const Scan &s, int64_t left) {
-  if (s.states > 1 && !s.window && s.dtype == s.delta_dtype && W == 16 && left >= 2 * W) return 2;  // half the traffic of the sums over channels
+  // half the traffic of the sums over channels, where there are registers enough
+  if (W == 16 && s.states > 1 && !s.window && s.dtype == s.delta_dtype && left >= 2 * W) return 2;
   return block_vectors(s, left);
 }
 
@@ -865,7 +866,8 @@ static void adjoint_single(const Job &job, const View<KIND> view, const Plan pla
                            float *m) {
   const Scan &s = view.s;
   const TokenGrads<KIND> grads(job, view);
-  const float *a = m + plan.a, *h = m + plan.h, *dts = m + plan.dt, *slopes = m + plan.slope, *rates = m + plan.rates + first * W;
+  const float *a = m + plan.a, *h = m + plan.h, *dts = m + plan.dt, *slopes = m + plan.slope;
+  const float *rates = m + plan.rates + first * W;
   float *carry = m + plan.carry + first * W, *sums = m + plan.dA + first * 3 * W, *dB = m + plan.dB, *dC = m + plan.dC;
   vf adjoints[NV], skip[NV], dA[NV], dD[NV], dbias[NV];
   for (int v = 0; v < NV; v++) {
@@ -920,10 +922,12 @@ static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t
   const int64_t N = s.states, B_l = whole.B_l, C_l = whole.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
   const int32_t *params = whole.params;
   const float *B = whole.B + j0, *C = whole.C + j0, *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
-  const float *a = m + plan.a + j0 * W, *h = m + plan.h + j0 * W, *read = (LOCAL ? m + plan.read : m + plan.h + NV * row) + j0 * W;
-  const float *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W, *dys = m + plan.dy, *dts = m + plan.dt, *dus = m + plan.du;
+  const float *a = m + plan.a + j0 * W, *h = m + plan.h + j0 * W, *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W;
+  const float *read = LOCAL ? m + plan.read + j0 * W : h + NV * row;  // without a window the states themselves
+  const float *dys = m + plan.dy, *dts = m + plan.dt, *dus = m + plan.du;
   float *carry = m + plan.carry + first * row + j0 * W, *dA = m + plan.dA + (first * (N + 2) + j0) * W;
-  float *weighted = m + plan.weighted, *ddt = m + plan.ddt, *y = m + plan.y, *dB = m + plan.dB + j0 * W, *dC = m + plan.dC + j0 * W;
+  float *weighted = m + plan.weighted, *ddt = m + plan.ddt, *y = m + plan.y;
+  float *dB = m + plan.dB + j0 * W, *dC = m + plan.dC + j0 * W;
   vi valid;
   for (int64_t i = 0; i < W; i++) valid[i] = i < whole.lanes() ? -1 : 0;
   // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
@@ -952,9 +956,9 @@ static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t
         const int64_t place = states + j * W;
         const vf seen = load(read + place);
         vf db;
-        adjoint_step<LOCAL, GATED>(dy, dt, Bq[j], Cq[j], load(rates + v * row + j * rate_step), load(a + place), load(h + place),
-                                   seen, LOCAL ? load(r + place) : vf{}, LOCAL ? load(q + place) : vf{}, adjoints[v * G + j],
-                                   decays[v * G + j], db, sums);
+        adjoint_step<LOCAL, GATED>(dy, dt, Bq[j], Cq[j], load(rates + v * row + j * rate_step), load(a + place),
+                                   load(h + place), seen, LOCAL ? load(r + place) : vf{}, LOCAL ? load(q + place) : vf{},
+                                   adjoints[v * G + j], decays[v * G + j], db, sums);
         sum_C[j] += inside(dy * seen);  // (6)
         sum_B[j] += inside(db * du);    // (10)
       }
