@@ -18,6 +18,7 @@ from visionssm.layers import ConvDownsample
 from visionssm.models import a2mamba
 from visionssm.models.pyramid import Pyramid
 from visionssm.models.vssm import PatchMerge
+from visionssm.ops import use_backend
 from visionssm.scans import get_scan, list_scans
 from visionssm.weights.published import FAMILIES
 
@@ -482,6 +483,69 @@ def test_scan_matters(name):
         model.set_scan('sideways')
     with pytest.raises(ValueError, match='unknown scan'):
         create(name, scan='sideways')
+
+
+# LBMamba's local backward scan
+
+# LBVim is LBMamba: there it is on unless it is 0
+OFF = [name for name in SCANNING if name != 'test_lbvim']
+
+
+def looking_ahead(name, **args):
+    """A model of 32 x 32 images, in fp64 and with weights that say something."""
+    size = {'img_size': 32} if fixed(timm.create_model(name, device='meta')) else {}
+    model = create(name, num_classes=3, dtype=torch.float64, **size, **args).eval()
+    randomise_projections(model)
+    return model
+
+
+def picture(model):
+    return images(model, batch=1, size=(32, 32)).double()
+
+
+@pytest.mark.parametrize('name', SCANNING)
+def test_local_window_against_the_reference(name):
+    """Output and every gradient are those of the sequential reference."""
+    model = looking_ahead(name, local_window=3)
+    results = []
+    for backend in ('torch', 'reference'):
+        with use_backend(backend):
+            y = model(picture(model))
+            grads = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+        results.append([y, *grads])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', OFF)
+def test_local_window_keeps_the_weights(name):
+    """It changes what a model computes and none of its weights; windows of one step see nothing ahead."""
+    plain = looking_ahead(name)
+    before = plain(picture(plain))
+    outputs = []
+    for window in (0, 1, 4):
+        model = looking_ahead(name, local_window=window)
+        model.load_state_dict(plain.state_dict())
+        outputs.append(model(picture(model)))
+    assert torch.equal(outputs[0], before)
+    torch.testing.assert_close(outputs[1], before)
+    assert (outputs[2] - before).std() > 1e-4 * before.std()
+
+
+@pytest.mark.parametrize('name', OFF)
+@pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
+def test_local_window_in_a_script(name):
+    with set_scriptable(True):
+        model = looking_ahead(name, local_window=4)
+        scripted = torch.jit.script(model)
+    x = picture(model)
+    torch.testing.assert_close(scripted(x), model(x))
+
+
+@pytest.mark.parametrize('name', OFF)
+@pytest.mark.parametrize('window', [-1, 2.0, True])
+def test_no_local_window(name, window):
+    with pytest.raises(ValueError, match=f'local_window is {window}; allowed are integers from 0'):
+        create(name, local_window=window, device='meta')
 
 
 # saving and loading

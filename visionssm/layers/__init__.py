@@ -14,10 +14,10 @@ from .embed import (
     whole_side,
 )
 from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
-from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm
+from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
 from .pyramid import ResamplePyramid, SimplePyramid
-from .scanning import ScanningModule, ScanSpec, change_scan
+from .scanning import ScanningModule, ScanSpec, change_scan, check_local_window
 from .ss2d import SS2D
 from .ssm import (
     SelectiveSSM,
@@ -59,6 +59,7 @@ __all__ = [
     'change_scan',
     'channels_last',
     'check_image_size',
+    'check_local_window',
     'decay_rates',
     'init_A_log',
     'init_dt_bias',
@@ -71,4 +72,5 @@ __all__ = [
     'split_projection',
     'spread',
     'whole_side',
+    'window_by_length',
 ]

@@ -4,14 +4,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
 from .functional import Linear, scan_tokens
-from .scanning import ScanningModule, ScanSpec
+from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
 torch.fx.wrap('scan_tokens')
@@ -20,6 +20,19 @@ torch.fx.wrap('decay_rates')
 
 # orders that walk rows: the convolution along them needs no permuted copy; True marks a direction that walks backwards
 _ALONG_ROWS = {'raster': [False], 'reversed': [True], 'bidirectional': [False, True]}
+
+
+@torch.fx.wrap
+@register_notrace_function
+def window_by_length(steps: int) -> int:
+    """LBVim's window for a walk of `steps`: 4 up to 128, 8 up to 256, 16 beyond."""
+    # by arithmetic: with a branch, compiled and exported graphs would be tied to one of the three ranges
+    level = (steps - 1) // 128
+    if not torch.jit.is_scripting() and isinstance(level, torch.SymInt):
+        level = torch.sym_min(level, 2)
+    else:  # dynamo understands `min`; before torch 2.12 it does not take sym_min of plain numbers
+        level = min(level, 2)
+    return 4 * (1 + level + level // 2)
 
 
 class StreamNorm(nn.RMSNorm):
@@ -127,6 +140,10 @@ class MambaMixer(ScanningModule):
         scan: Scan order; it decides the number of directions.
         directions: Number of directions asked of `scan`.
         reverse: Walk every direction backwards.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none; None: by the length of the walk.
+
+    Raises:
+        ValueError: If there is no such window.
 
     Source: arXiv:2401.09417, algorithm 1; hustvl/Vim@dd0358a (bimamba v2 with if_divide_out).
     """
@@ -141,6 +158,7 @@ class MambaMixer(ScanningModule):
         scan: ScanSpec = 'bidirectional',
         directions: int = 2,
         reverse: bool = False,
+        local_window: int | None = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -149,7 +167,8 @@ class MambaMixer(ScanningModule):
         d_inner = int(expand * dim)
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         order = get_scan(scan, directions)
-        self.reverse = reverse
+        check_local_window(local_window, by_length=True)
+        self.reverse, self.local_window = reverse, local_window
         self.num_directions = order.directions
         self.in_proj = Linear(dim, 2 * d_inner, bias=False, **dd)
         self.directions = nn.ModuleList(
@@ -167,16 +186,16 @@ class MambaMixer(ScanningModule):
         for direction, backwards in zip(self.directions, walks, strict=True):
             direction.conv1d.backwards = backwards != (self.reverse and self.along_rows)
 
-    def forward(self, x: Tensor, order: Tensor, local_window: int = 0) -> Tensor:
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
         """Mix tokens.
 
         Args:
             x: Tokens, (B, L, C).
             order: Visiting orders, (K, T); the mixer's own scan, with whatever tokens the model added.
-            local_window: Steps per window of LBMamba's local backward scan; 0: none.
         """
         if self.reverse:
             order = order.flip(1)
+        local_window = window_by_length(order.shape[1]) if self.local_window is None else self.local_window
         length = x.shape[1]
         x = self.in_proj(x)
         if self.zeros:

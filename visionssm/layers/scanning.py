@@ -23,6 +23,22 @@ class ScanningModule(FastLinears):
         self.scan = order.to_json()
 
 
+def check_local_window(local_window: int | None, by_length: bool = False) -> None:
+    """Reject a window of the local backward scan that is none.
+
+    Args:
+        local_window: Steps per window; 0: no backward scan.
+        by_length: Whether None is allowed: a window that follows from the length of the walk.
+
+    Raises:
+        ValueError: If it is neither an integer from 0 nor allowed.
+    """
+    if not (by_length and local_window is None) and (type(local_window) is not int or local_window < 0):
+        raise ValueError(
+            f'local_window is {local_window!r}; allowed are integers from 0{", and None" if by_length else ""}'
+        )
+
+
 def change_scan(model: nn.Module, scan: ScanSpec, directions: int) -> ScanOrder:
     """Give every scanning module of `model` the order `scan`.
 

@@ -31,6 +31,7 @@ class SS2D(ScanningModule):
         scan: Scan order; it decides the number of parameter sets.
         directions: Number of directions asked of `scan`.
         direction: The one direction of `scan` to walk, with one parameter set; None: all.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz).
     """
@@ -48,6 +49,7 @@ class SS2D(ScanningModule):
         scan: ScanSpec = 'cross',
         directions: int = 4,
         direction: int | None = None,
+        local_window: int = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -62,7 +64,7 @@ class SS2D(ScanningModule):
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.direction = -1 if direction is None else direction
         sets = order.directions if direction is None else 1
-        self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, **dd)
+        self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, local_window=local_window, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)

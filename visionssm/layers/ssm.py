@@ -8,6 +8,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from .functional import Linear, linear, scan_tokens
+from .scanning import check_local_window
 
 torch.fx.wrap('linear')
 torch.fx.wrap('scan_tokens')
@@ -110,11 +111,13 @@ class SelectiveSSM(nn.Module):
         directions: K.
         mixer: 'mamba1' or 'mamba2'.
         bias_count: How often the bias of the steps is added.
+        local_window: Steps per window of LBMamba's local backward scan, which shares the weights; 0: none.
 
     Raises:
-        ValueError: If `mixer` is neither, or the heads do not divide the channels.
+        ValueError: If `mixer` is neither, the heads do not divide the channels, or there is no such window.
 
-    Source: arXiv:2312.00752 (mamba1), arXiv:2405.21060 (mamba2), arXiv:2401.10166 (directions).
+    Source: arXiv:2312.00752 (mamba1), arXiv:2405.21060 (mamba2), arXiv:2401.10166 (directions), arXiv:2506.15976
+    (local backward scan).
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class SelectiveSSM(nn.Module):
         directions: int,
         mixer: str = 'mamba1',
         bias_count: int = 1,
+        local_window: int = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -134,7 +138,8 @@ class SelectiveSSM(nn.Module):
         if mixer == 'mamba2' and d_inner % dt_rank:
             raise ValueError(f'{dt_rank} heads do not divide {d_inner} channels')
         dd = {'device': device, 'dtype': dtype}
-        self.d_state, self.bias_count = d_state, bias_count
+        check_local_window(local_window)
+        self.d_state, self.bias_count, self.local_window = d_state, bias_count, local_window
         self.x_proj_weight = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner, **dd))
         if mixer == 'mamba1':
             self.dt_proj_weight = nn.Parameter(torch.empty(directions, d_inner, dt_rank, **dd))
@@ -196,4 +201,5 @@ class SelectiveSSM(nn.Module):
             order=order,
             merge=not per_step,
             per_step=per_step,
+            local_window=self.local_window,
         )

@@ -264,6 +264,7 @@ class StateSSM(SelectiveSSM):
             delta_bias=at_least_fp32(self.dt_proj_bias),
             order=order,
             merge=False,
+            local_window=self.local_window,
         )
         return states, C, x * self.D.sum(0)
 
@@ -276,17 +277,27 @@ class StateAggregation(ScanningModule):
         num_heads: Heads, even; a linear layer mixes them after the average.
         window: Keys per axis of the neighbourhoods.
         scan: Scan order; it decides the number of parameter sets.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Source: arXiv:2507.16624, section 3.2 (A2SSM).
     """
 
-    def __init__(self, dim: int, num_heads: int, window: int, scan: ScanOrder, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        scan: ScanOrder,
+        local_window: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
         self.window = window
         self.conv = DepthwiseConv(dim, 5, **dd)
-        self.ssm = StateSSM(dim, 1, math.ceil(dim / 16), scan.directions, **dd)
+        self.ssm = StateSSM(dim, 1, math.ceil(dim / 16), scan.directions, local_window=local_window, **dd)
         self.fusion = Linear(num_heads, num_heads, **dd)
         self.set_scan(scan)
 
@@ -371,13 +382,22 @@ class A2Mixer(FastLinears):
         window: Keys per axis of the neighbourhoods, odd.
         scan: Scan order.
         tokens: For global attention instead of the scan: the length that its bias is for; 0: the scan.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Raises:
         ValueError: If the heads do not fit.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, scan: ScanOrder, tokens: int = 0, device=None, dtype=None
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        scan: ScanOrder,
+        tokens: int = 0,
+        local_window: int = 0,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         if num_heads % 2 or dim % (4 * num_heads):
@@ -395,7 +415,7 @@ class A2Mixer(FastLinears):
         if tokens:
             self.mix = GlobalAttention(num_heads, tokens, **dd)
         else:
-            self.mix = StateAggregation(dim, num_heads, window, scan, **dd)
+            self.mix = StateAggregation(dim, num_heads, window, scan, local_window, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.out_norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.out_proj = OutProjection(dim, dim, **dd)
@@ -523,6 +543,7 @@ class A2Mamba(Pyramid):
         head_hidden_size: Channels between the last map and the classifier.
         scan: Scan order of all mixers: name, dict, JSON string or `ScanOrder`. If it does not offer one direction, the
             model has as many sets of scan parameters as it has directions.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
@@ -546,6 +567,7 @@ class A2Mamba(Pyramid):
         scale_shortcut: bool = False,
         head_hidden_size: int = 1024,
         scan: ScanSpec = 'raster',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
@@ -579,6 +601,7 @@ class A2Mamba(Pyramid):
                 'num_heads': num_heads[i],
                 'window': windows[i],
                 'scan': order,
+                'local_window': local_window,
                 'tokens': tokens if i == len(dims) - 1 else 0,
             }
             blocks = [

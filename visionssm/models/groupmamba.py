@@ -80,6 +80,7 @@ class GroupMixer(FastLinears):
     Args:
         dim: Channels.
         scan: Scan order; there are as many groups as it has directions, and group g walks direction g.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Raises:
         ValueError: If the groups do not divide the channels.
@@ -87,7 +88,7 @@ class GroupMixer(FastLinears):
     Source: arXiv:2407.13772, section 3.3; Amshaker/GroupMamba@c1800ed.
     """
 
-    def __init__(self, dim: int, scan: ScanOrder, device=None, dtype=None) -> None:
+    def __init__(self, dim: int, scan: ScanOrder, local_window: int = 0, device=None, dtype=None) -> None:
         super().__init__()
         groups = scan.directions
         if dim % groups:
@@ -96,7 +97,8 @@ class GroupMixer(FastLinears):
         self.norm = nn.LayerNorm(dim, **dd)
         self.channel_gate = ChannelGate(dim, dim // 16, **dd)
         self.groups = nn.ModuleList(
-            SS2D(dim // groups, gate=True, conv_bias=True, scan=scan, direction=g, **dd) for g in range(groups)
+            SS2D(dim // groups, gate=True, conv_bias=True, scan=scan, direction=g, local_window=local_window, **dd)
+            for g in range(groups)
         )
         self.skip_scale = nn.Parameter(torch.ones(1, **dd))
         self.proj = Linear(dim, dim, **dd)
@@ -118,12 +120,22 @@ class GroupMambaBlock(nn.Module):
         mlp_ratio: Hidden / dim of the MLP.
         drop_path: Rate of dropping either branch, per sample.
         scan: Scan order; it decides the number of groups.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
     """
 
-    def __init__(self, dim: int, mlp_ratio: float, drop_path: float, scan: ScanOrder, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        drop_path: float,
+        scan: ScanOrder,
+        local_window: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.mixer = GroupMixer(dim, scan, **dd)
+        self.mixer = GroupMixer(dim, scan, local_window, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = DepthwiseMlp(dim, int(dim * mlp_ratio), **dd)
@@ -202,6 +214,8 @@ class GroupMamba(Pyramid):
         patch_size: Stride of the stem: 2 or 4.
         scan: Scan order of all mixers: name, dict, JSON string or `ScanOrder`. If it does not offer four directions,
             channels are in as many groups as it has directions, and have to be a multiple of that.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none. The token that
+            the head refines has none.
         drop_rate: Dropout before the classifiers.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
@@ -223,6 +237,7 @@ class GroupMamba(Pyramid):
         stem_dim: int = 32,
         patch_size: int = 4,
         scan: ScanSpec = 'groupwise',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
@@ -242,7 +257,7 @@ class GroupMamba(Pyramid):
         stages = [
             Stage(
                 ConvDownsample(dims[i - 1], dim, **dd) if i else nn.Identity(),
-                [GroupMambaBlock(dim, mlp_ratios[i], rate, order, **dd) for rate in rates[i]],
+                [GroupMambaBlock(dim, mlp_ratios[i], rate, order, local_window, **dd) for rate in rates[i]],
                 nn.LayerNorm(dim, eps=1e-6, **dd) if i < last else None,
             )
             for i, dim in enumerate(dims)

@@ -14,7 +14,6 @@ import re
 import torch
 from timm.layers import (
     calculate_drop_path_rates,
-    register_notrace_function,
     resample_abs_pos_embed,
     trunc_normal_,
 )
@@ -32,6 +31,7 @@ from visionssm.layers import (
     at_least_fp32,
     attention,
     check_image_size,
+    window_by_length,
 )
 from visionssm.scans import get_scan, scan_order
 
@@ -39,55 +39,11 @@ from .builder import build, family_cfgs
 from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
 from .renames import rename
 
-__all__ = ['LBVim']
+__all__ = ['LBVim', 'window_by_length']
 
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('resample_abs_pos_embed')
 torch.fx.wrap('scan_order')
-
-
-@torch.fx.wrap
-@register_notrace_function
-def window_by_length(steps: int) -> int:
-    """Upstream's window for a walk of `steps`: 4 up to 128, 8 up to 256, 16 beyond."""
-    # by arithmetic: with a branch, compiled and exported graphs would be tied to one of the three ranges
-    level = (steps - 1) // 128
-    if not torch.jit.is_scripting() and isinstance(level, torch.SymInt):
-        level = torch.sym_min(level, 2)
-    else:  # dynamo understands `min`; before torch 2.12 it does not take sym_min of plain numbers
-        level = min(level, 2)
-    return 4 * (1 + level + level // 2)
-
-
-class LBMambaBlock(MambaBlock):
-    """`MambaBlock` whose scan looks ahead within windows.
-
-    Args:
-        dim: Channels.
-        drop_path: Rate of dropping the branch, per sample.
-        mixer_args: Arguments of `MambaMixer`.
-        norm_layer: `StreamNorm` or `StreamLayerNorm`.
-        local_window: Steps per window; 0: no look ahead; None: by the length of the walk.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        drop_path: float,
-        mixer_args: dict,
-        norm_layer: type[nn.Module] = StreamNorm,
-        local_window: int | None = None,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(dim, drop_path, mixer_args, norm_layer, device=device, dtype=dtype)
-        self.local_window = local_window
-
-    def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream (B, L, C) after the block, and the mixer's output."""
-        window = window_by_length(order.shape[1]) if self.local_window is None else self.local_window
-        y = self.mixer(self.norm(x), order, window)
-        return x + self.drop_path(y), y
 
 
 class AttentionPool(FastLinears):
@@ -186,8 +142,6 @@ class LBVim(Isotropic):
         device=None,
         dtype=None,
     ) -> None:
-        if local_window is not None and (type(local_window) is not int or local_window < 0):
-            raise ValueError(f'local_window is {local_window!r}; allowed are integers from 0, and None')
         if norm_layer not in _NORMS:
             raise ValueError(f'norm_layer is {norm_layer!r}; allowed are {" and ".join(_NORMS)}')
         super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool, features)
@@ -201,12 +155,18 @@ class LBVim(Isotropic):
         self.patch_embed = StridedPatchEmbed(img_size, patch_size, patch_size, in_chans, embed_dim, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        mixer_args = {
+            'd_state': d_state,
+            'd_conv': d_conv,
+            'expand': expand,
+            'scan': order,
+            'local_window': local_window,
+        }
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         norm = _NORMS[norm_layer]
         self.blocks = nn.ModuleList(
-            LBMambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, norm, local_window, **dd)
+            MambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, norm, **dd)
             for i, rate in enumerate(rates)
         )
         self.norm = norm(embed_dim, eps=1e-5, **dd)

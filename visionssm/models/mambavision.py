@@ -130,6 +130,7 @@ class MambaVisionMixer(ScanningModule):
         d_state: States N per channel.
         d_conv: Width of the convolutions along tokens, odd.
         scan: Scan order of a window; it decides the number of parameter sets.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Raises:
         ValueError: If `dim` is odd or `d_conv` even.
@@ -144,6 +145,7 @@ class MambaVisionMixer(ScanningModule):
         d_state: int = 8,
         d_conv: int = 3,
         scan: ScanSpec = 'raster',
+        local_window: int = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -156,7 +158,15 @@ class MambaVisionMixer(ScanningModule):
         self.in_proj = Linear(dim, dim, bias=False, **dd)
         self.conv_x = TokenConv(dim // 2, d_conv, **dd)
         self.conv_z = TokenConv(dim // 2, d_conv, **dd)
-        self.ssm = SelectiveSSM(dim // 2, d_state, math.ceil(dim / 16), order.directions, bias_count=2, **dd)
+        self.ssm = SelectiveSSM(
+            dim // 2,
+            d_state,
+            math.ceil(dim / 16),
+            order.directions,
+            bias_count=2,
+            local_window=local_window,
+            **dd,
+        )
         self.out_proj = Linear(dim, dim, bias=False, **dd)
         self.set_scan(order)
 
@@ -305,6 +315,7 @@ class MambaVision(Pyramid):
         d_conv: Width of the convolutions along tokens, odd.
         scan: Scan order of the windows: name, dict, JSON string or `ScanOrder`. If it does not offer one direction, the
             model has as many sets of scan parameters as it has directions. Convolutions go along rows all the same.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
@@ -331,6 +342,7 @@ class MambaVision(Pyramid):
         d_state: int = 8,
         d_conv: int = 3,
         scan: ScanSpec = 'raster',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
@@ -361,7 +373,7 @@ class MambaVision(Pyramid):
             blocks = []
             for j, rate in enumerate(rates[i]):
                 if j < scanning:
-                    mixer = MambaVisionMixer(dim, window, d_state, d_conv, order, **dd)
+                    mixer = MambaVisionMixer(dim, window, d_state, d_conv, order, local_window, **dd)
                 else:
                     mixer = SelfAttention(dim, heads, **dd)
                 blocks.append(MambaVisionBlock(dim, mixer, mlp_ratio, init_values, rate, **dd))

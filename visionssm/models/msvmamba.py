@@ -64,6 +64,7 @@ class MultiScaleMixer(FastLinears):
         full_set: Which of the two parameter sets, 0 or 1, is that of the full-resolution branch.
         scan: Order of the full-resolution branch.
         half_scan: Order of the half-resolution branch.
+        local_window: Steps per window of LBMamba's local backward scan of either branch; 0: none.
 
     Source: arXiv:2405.14174, section 3.3; YuHengsss/MSVMamba@c394019 (multiscale_4scan_12) and @fca4a39 (vms).
     """
@@ -79,6 +80,7 @@ class MultiScaleMixer(FastLinears):
         full_set: int = 0,
         scan: ScanSpec = 'raster',
         half_scan: ScanSpec = 'multiscale',
+        local_window: int = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -92,7 +94,7 @@ class MultiScaleMixer(FastLinears):
         self.in_proj = Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, **dd)
         self.half_conv = nn.Conv2d(d_inner, d_inner, 7, stride=2, padding=3, groups=d_inner, **dd)
-        self.ssm = SelectiveSSM(d_inner, d_state, math.ceil(dim / 16), 2, **dd)
+        self.ssm = SelectiveSSM(d_inner, d_state, math.ceil(dim / 16), 2, local_window=local_window, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.channel_gate = ChannelGate(d_inner, d_inner // 8, bias=False, **dd)
         self.out_proj = Linear(d_inner, dim, bias=False, **dd)
@@ -202,6 +204,7 @@ class MSVMamba(Pyramid):
         scan: Scan order of the full-resolution branches: name, dict, JSON string or `ScanOrder`. Every order fits: it
             is walked as one direction if it offers that, else its directions follow each other in one sequence.
         half_scan: The same for the half-resolution branches.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
@@ -230,6 +233,7 @@ class MSVMamba(Pyramid):
         downsample: str = 'conv',
         scan: ScanSpec = 'raster',
         half_scan: ScanSpec = 'multiscale',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
@@ -250,6 +254,7 @@ class MSVMamba(Pyramid):
             'full_set': full_set,
             'scan': order,
             'half_scan': half_order,
+            'local_window': local_window,
         }
 
         def block(dim: int, rate: float) -> nn.Module:

@@ -27,6 +27,7 @@ from visionssm.layers import (
     at_least_fp32,
     change_scan,
     check_image_size,
+    check_local_window,
     decay_rates,
     init_A_log,
     init_dt_bias,
@@ -110,9 +111,10 @@ class PlainMambaMixer(ScanningModule):
         d_conv: Side of the convolution, odd.
         expand: d_inner / dim.
         scan: Scan order.
+        local_window: Steps per window of LBMamba's local backward scan; 0: none.
 
     Raises:
-        ValueError: If `d_conv` is even.
+        ValueError: If `d_conv` is even, or there is no such window.
 
     Source: arXiv:2403.17695, section 3.2; ChenhongyiYang/PlainMamba@0975a1d.
     """
@@ -124,15 +126,17 @@ class PlainMambaMixer(ScanningModule):
         d_conv: int = 7,
         expand: float = 2.0,
         scan: ScanSpec = 'plainmamba',
+        local_window: int = 0,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         if d_conv % 2 == 0:
             raise ValueError(f'd_conv is {d_conv!r}; allowed are odd numbers')
+        check_local_window(local_window)
         dd = {'device': device, 'dtype': dtype}
         d_inner, rank = int(expand * dim), math.ceil(dim / 16)
-        self.d_state, self.dt_rank = d_state, rank
+        self.d_state, self.dt_rank, self.local_window = d_state, rank, local_window
         self.in_proj = Linear(dim, 2 * d_inner, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
         self.x_proj = Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
@@ -186,12 +190,23 @@ class PlainMambaMixer(ScanningModule):
         dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)
         B = B.unsqueeze(2) + self.direction_B[walk[1].t()]  # [B, T, K, N]
         if self.permutation:
-            y = scan_tokens(u=x, delta=dt, A=A, B=B, C=C, D=D, z=z, order=order, param_order=step.expand(K, -1))
+            y = scan_tokens(
+                u=x,
+                delta=dt,
+                A=A,
+                B=B,
+                C=C,
+                D=D,
+                z=z,
+                order=order,
+                param_order=step.expand(K, -1),
+                local_window=self.local_window,
+            )
         else:
             if self.zeros:
                 x = F.pad(x, [0, 0, 0, 1])
             u = x[:, order.t()]
-            y = scan_tokens(u=u, delta=dt, A=A, B=B, C=C, D=D, merge=False)
+            y = scan_tokens(u=u, delta=dt, A=A, B=B, C=C, D=D, merge=False, local_window=self.local_window)
             y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2))
             y = (y[:, : height * width] if self.zeros else y) * F.silu(z)
         return self.out_proj(y.unflatten(1, (height, width)))
@@ -244,6 +259,7 @@ class PlainMamba(Isotropic):
         expand: Inner channels of the mixer over `embed_dim`.
         scan: Scan order: name, dict, JSON string or `ScanOrder`. Its directions share all parameters, so that weights
             go with any number of them; four are asked for.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
 
@@ -269,6 +285,7 @@ class PlainMamba(Isotropic):
         d_conv: int = 7,
         expand: float = 2.0,
         scan: ScanSpec = 'plainmamba',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device=None,
@@ -284,7 +301,13 @@ class PlainMamba(Isotropic):
         self.scan = order.to_json()
         self.patch_embed = ConvPatchEmbed(img_size, patch_size, in_chans, embed_dim, convs=stem_convs, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
-        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        mixer_args = {
+            'd_state': d_state,
+            'd_conv': d_conv,
+            'expand': expand,
+            'scan': order,
+            'local_window': local_window,
+        }
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             PlainMambaBlock(embed_dim, rate, i in conv_blocks, mixer_args, **dd) for i, rate in enumerate(rates)

@@ -137,6 +137,7 @@ class Vim(Isotropic):
         expand: Inner channels of the mixer over `embed_dim`.
         scan: Scan order of the patches: name, dict, JSON string or `ScanOrder`. If it does not offer two directions,
             the model has as many sets of scan parameters as it has directions. The class token is met half-way.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         class_token: Whether there is one; upstream's segmentation and detection have none.
         rotary: Turn pairs of the stream's channels by row and column, after the embedding and after every block but the
             last, as upstream's segmentation (small) and detection do.
@@ -167,6 +168,7 @@ class Vim(Isotropic):
         d_conv: int = 4,
         expand: float = 2.0,
         scan: ScanSpec = 'bidirectional',
+        local_window: int = 0,
         class_token: bool = True,
         rotary: bool = False,
         features: str = 'stream',
@@ -197,7 +199,13 @@ class Vim(Isotropic):
         tokens = self.patch_embed.num_patches + class_token
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        mixer_args = {'d_state': d_state, 'd_conv': d_conv, 'expand': expand, 'scan': order}
+        mixer_args = {
+            'd_state': d_state,
+            'd_conv': d_conv,
+            'expand': expand,
+            'scan': order,
+            'local_window': local_window,
+        }
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(

@@ -78,6 +78,7 @@ class VMamba(Pyramid):
         downsample: 'merge' (patch merging) or 'conv' (3x3, stride 2).
         scan: Scan order of all mixers: name, dict, JSON string or `ScanOrder`. If it does not offer four directions,
             the model has as many sets of scan parameters as it has directions.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
         output_stride: Pixels per token of the last map, 8, 16 or 32: later stages are dilated instead of halved.
@@ -104,6 +105,7 @@ class VMamba(Pyramid):
         patch_size: int = 4,
         downsample: str = 'conv',
         scan: ScanSpec = 'cross',
+        local_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
@@ -120,6 +122,7 @@ class VMamba(Pyramid):
             'act_layer': act_layer,
             'mixer': mixer,
             'scan': order,
+            'local_window': local_window,
         }
 
         def block(dim: int, rate: float) -> nn.Module:
