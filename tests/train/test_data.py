@@ -36,11 +36,11 @@ def folder(tmp_path_factory):
     return root
 
 
-def make(folder, *extra, rank=0, count=1, say=lambda line: None):
+def make(folder, *extra, rank=0, count=1, say=lambda line: None, image=IMAGE):
     keys = ['batch_size=8', 'workers=0', *AUGMENTED, *extra]
     recipe = load_recipe(None, keys, model='test_vmamba', data=str(folder))
     train = open_source(recipe, recipe.train_split, True, 3)
-    return ImageData(recipe, train, IMAGE, 2, Processes(rank, count, CPU), say)
+    return ImageData(recipe, train, image, 2, Processes(rank, count, CPU), say)
 
 
 def batches(data, epoch=0, first=0):
@@ -117,6 +117,18 @@ def test_evaluation_has_a_folder_and_the_classes_of_training(folder, tmp_path):
     shutil.copy(tmp_path / 'images' / 'train' / 'cat' / '00.png', tmp_path / 'images' / 'train' / 'emu')
     with pytest.raises(ValueError, match='the data have 3 classes, and the model has 2'):
         make(tmp_path / 'images', 'val_split=null')
+
+
+def test_evaluation_crops_as_the_model_asks(folder):
+    """All of an image squeezed into the square, where the model's configuration says so, instead of its middle."""
+    (cropped, *_), (squashed, *_) = (
+        next(iter(make(folder, image=image).eval_batches())) for image in (IMAGE, IMAGE._replace(crop_mode='squash'))
+    )
+    assert cropped.shape == squashed.shape and not torch.equal(cropped, squashed)
+    with Image.open(sorted((folder / 'validation' / 'cat').iterdir())[0]) as picture:
+        expected = torch.from_numpy(np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)))
+    expected = expected.permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(squashed[0].float(), expected.float(), atol=1 / 64, rtol=0)
 
 
 def test_batches_that_do_not_fit(folder):

@@ -143,6 +143,7 @@ def describe(name: str) -> list[tuple[str, str]]:
     config = check_model(name)
     model = sketch(name)
     size = 'x'.join(map(str, config.input_size))
+    resize = 'resize' if config.crop_mode == 'center' else f'resize ({config.crop_mode})'
     lines = [
         ('model', name),
         ('class', f'{type(model).__module__}.{type(model).__qualname__}'),
@@ -150,7 +151,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ('input', f'{size}, {"this size only" if config.fixed_input_size else "other sizes too"}'),
         (
             'preprocessing',
-            f'{config.interpolation} resize, crop {config.crop_pct:g}, mean {config.mean}, std {config.std}',
+            f'{config.interpolation} {resize}, crop {config.crop_pct:g}, mean {config.mean}, std {config.std}',
         ),
         ('classes', str(config.num_classes)),
     ]

@@ -43,6 +43,7 @@ class ImageConfig(NamedTuple):
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = 'center'
 
 
 class BadImagesError(ValueError):
@@ -320,6 +321,7 @@ class ImageData:
             mean=self.image.mean,
             std=self.image.std,
             crop_pct=self.image.crop_pct,
+            crop_mode=self.image.crop_mode,
             use_prefetcher=True,
         )
 

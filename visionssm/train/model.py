@@ -60,6 +60,7 @@ def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tupl
         _GREY if channels == 1 else config['std'],
         config['interpolation'],
         recipe.crop_pct or (1.0 if recipe.data == 'digits' else config['crop_pct']),
+        config['crop_mode'],
     )
     if recipe.initial is None:
         model.pretrained_cfg.update(license=None, origin_url=None)
