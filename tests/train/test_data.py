@@ -127,8 +127,8 @@ def test_evaluation_crops_as_the_model_asks(folder):
     assert cropped.shape == squashed.shape and not torch.equal(cropped, squashed)
     with Image.open(sorted((folder / 'validation' / 'cat').iterdir())[0]) as picture:
         expected = torch.from_numpy(np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)))
-    expected = expected.permute(2, 0, 1) / 127.5 - 1
-    torch.testing.assert_close(squashed[0].float(), expected.float(), atol=1 / 64, rtol=0)
+    expected = (expected.permute(2, 0, 1) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(squashed[0].float(), expected.float(), atol=1 / 32, rtol=0)
 
 
 def test_batches_that_do_not_fit(folder):
