@@ -268,7 +268,8 @@ def _decay_rates(a_ptr, at, channels, N: tl.constexpr, BLOCK_N: tl.constexpr, SC
         a = _over_states(tl.load(a_ptr + at.k * channels + at.d, mask=at.in_d, other=0.0), BLOCK_N)
     else:
         a = tl.load(a_ptr + (at.k * N + at.n)[:, None] * channels + at.d[None, :], mask=at.in_nd, other=0.0)
-    return a
+    # limits: a state that decays infinitely fast is forgotten whatever the rate; one that grows so has no value
+    return tl.where(a == float('-inf'), -1e30, tl.where(a == float('inf'), float('nan'), a))
 
 
 @triton.jit
@@ -283,9 +284,10 @@ def _load_step(x, t, inside, in_d, in_n, SOFTPLUS: tl.constexpr, WIDE: tl.conste
     u = tl.load(x.u + _position(code, WIDE) * x.stride_u, mask=in_d, other=0.0).to(tl.float32)
     raw = tl.load(x.delta + q * x.stride_delta, mask=in_d, other=0.0).to(tl.float32) + x.bias
     b = tl.load(x.b + q * x.stride_b, mask=in_n, other=0.0).to(tl.float32)
-    dt = raw
     if SOFTPLUS:
         dt = _softplus(raw)
+    else:
+        dt = tl.where(raw == float('-inf'), float('nan'), raw)
     return Step(code, param_code, u, raw, dt, b)
 
 
@@ -313,8 +315,8 @@ def _load_dy(x, t, code, in_d, PER_STEP: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _same_run(t, WINDOW: tl.constexpr):
-    """1 where steps t and t + 1 share a local window, else 0."""
-    return ((t + 1) % WINDOW != 0).to(tl.float32)
+    """Whether steps t and t + 1 share a local window."""
+    return (t + 1) % WINDOW != 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -566,7 +568,8 @@ def _checkpoints(
             if WINDOW:
                 c = _load_c(x, step, at.in_n, WIDE)
                 dy = _load_dy(x, t, step.code, at.in_d, PER_STEP, WIDE)
-                q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N)) * _same_run(t, WINDOW)
+                q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N))
+                q = tl.where(_same_run(t, WINDOW), q, 0.0)
         tl.store(scratch_ptr + group * (BLOCK_N * BLOCK_D), h)
         if WINDOW:
             tl.store(q_scratch_ptr + group * (BLOCK_N * BLOCK_D), q)
@@ -602,7 +605,8 @@ def _recompute(
         if WINDOW:
             c = _load_c(x, step, in_nt, WIDE)
             dy = _load_dy(x, t, step.code, in_dt, PER_STEP, WIDE)
-            q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N)) * _same_run(t, WINDOW)
+            q = decay * (q + _over_channels(c, BLOCK_N) * _over_states(dy, BLOCK_N))
+            q = tl.where(_same_run(t, WINDOW), q, 0.0)
             qs = qs + (q,)
         states = states + (h,)
         codes = codes + (step.code,)
@@ -637,7 +641,7 @@ def _adjoint_step(
     s = group.states[i + 1]
     r = carry.r
     if WINDOW:  # (3)
-        r *= _same_run(t, WINDOW)
+        r = tl.where(_same_run(t, WINDOW), r, 0.0)
         s += decay * r
     if x.z is not None:  # (4), (5)
         z = tl.load(x.z + p * x.stride_z, mask=in_dt, other=0.0).to(tl.float32)

@@ -57,7 +57,7 @@ class Case:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         for name, x in self.tensors.items():
             if x is not None:
-                in_full = name not in TOKENS or (name not in 'uz' and draw.random() < 0.2)
+                in_full = name not in TOKENS or (name != 'u' and draw.random() < 0.2)
                 self.tensors[name] = self.strided(x.to(wide if in_full else self.dtype))
         mode = draw.choice(['merged', 'directions', 'steps'])
         steps, order, param_order = length, None, None

@@ -474,21 +474,60 @@ def test_selective_scan_fn_checks_the_rest(shape):
 
 
 @pytest.mark.parametrize('value', [float('inf'), -float('inf'), float('nan')])
-@pytest.mark.parametrize('name', ['u', 'delta', 'B', 'C', 'D', 'z', 'delta_bias'])
-def test_values_that_are_not_finite(name, value):
+@pytest.mark.parametrize('name', ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias'])
+@pytest.mark.parametrize('softplus', [True, False])
+def test_values_that_are_not_finite(softplus, name, value):
     """What is infinite, what is NaN and what stays finite is the same on every backend, in every gradient."""
+    for place, window, rates in ((0, None, 2), (-1, None, 1), (4, 2, 2), (2, 2, 1)):
+        tensors = problem(B=1, L=4, K=1, D=2, N=2, z=True)
+        tensors['A'] = tensors['A'][..., :rates].clone()
+        if not softplus:
+            tensors.update({name: tensors[name].abs() * 0.3 for name in ('delta', 'delta_bias')})
+        flat = tensors[name].view(-1)
+        flat[place % len(flat)] = value
+
+        def kinds(backend, tensors=tensors, window=window):
+            leaves = {k: x.clone().requires_grad_() for k, x in tensors.items()}
+            options = {'delta_softplus': softplus, 'local_window': window, 'return_last_state': True}
+            out, state = selective_scan(**leaves, **options, backend=backend)
+            found = [out, state, *torch.autograd.grad(out.sum() + state.sum() / 2, list(leaves.values()))]
+            return [torch.where(x.isfinite(), 0.0, x) for x in found]
+
+        expected = kinds('reference')
+        for backend in BACKENDS:
+            torch.testing.assert_close(kinds(backend), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_infinite_rates_and_steps(backend):
+    """The limit of the scan where there is one, NaN where there is none."""
     tensors = problem(B=1, L=4, K=1, D=2, N=2, z=True)
-    tensors[name].view(-1)[0] = value
+    for rate, limit in ((-float('inf'), -1e4), (float('inf'), float('nan'))):
+        results = []
+        for value in (rate, limit):
+            leaves = {k: x.clone() for k, x in tensors.items()}
+            leaves['A'][0, 0, 0] = value
+            leaves = {k: x.requires_grad_() for k, x in leaves.items()}
+            out = selective_scan(**leaves, delta_softplus=True, backend=backend)
+            results.append([out, *torch.autograd.grad(out.sum(), list(leaves.values()))])
+        torch.testing.assert_close(*results, equal_nan=True, rtol=1e-4, atol=1e-4)
+    tensors['delta'][0, 1, 0, 0] = -float('inf')
+    out = selective_scan(**tensors, backend=backend)
+    assert out[0, 0].isfinite().all() and out[0, 1:, 0].isnan().all() and out[..., 1].isfinite().all()
 
-    def kinds(backend):
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_gate_in_full_precision_is_not_rounded(backend, dtype):
+    tensors = problem(L=5, z=True)
+    tensors['u'] = tensors['u'].to(dtype)
+    results = []
+    for name in ('reference', backend):
         leaves = {k: x.clone().requires_grad_() for k, x in tensors.items()}
-        out = selective_scan(**leaves, delta_softplus=True, backend=backend)
-        found = [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
-        return [torch.where(x.isfinite(), 0.0, x) for x in found]
-
-    expected = kinds('reference')
-    for backend in BACKENDS:
-        torch.testing.assert_close(kinds(backend), expected, equal_nan=True)
+        out = selective_scan(**leaves, delta_softplus=True, backend=name)
+        assert out.dtype == dtype
+        results.append(torch.autograd.grad(out.float().sum(), leaves['z'])[0])
+    assert_close('gradient of z', *reversed(results))
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

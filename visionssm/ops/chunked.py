@@ -63,6 +63,7 @@ class _Chunk(NamedTuple):
 
 
 def _prepare(inputs: ScanInputs) -> _Problem:
+    inputs = inputs.with_limits()
     batch, length, directions, channels = inputs.delta.shape
     order, window = inputs.order, inputs.local_window
     if order is None:

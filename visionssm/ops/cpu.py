@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import chunked
 from .dispatch import ScanProblem
 from .inputs import ScanInputs
 
@@ -286,19 +287,37 @@ class _Call:
             raise MemoryError('the scan kernel could not get its working memory')
 
 
+def _steers_beyond(inputs: ScanInputs) -> bool:
+    """Whether decays are not finite: the exponential of the kernel is for finite ones, and for steps by softplus."""
+    steering = [inputs.A, inputs.delta_bias, None if inputs.delta_softplus else inputs.delta]
+    return not all(x is None or x.sum(dtype=torch.float32).isfinite() for x in steering)
+
+
+def _with_exact_gate(inputs: ScanInputs) -> ScanInputs:
+    """Tokens in fp32 where the gate has another dtype: the kernel reads both in one."""
+    same = inputs.z is None or inputs.z.dtype == inputs.u.dtype
+    return inputs if same else inputs._replace(u=inputs.u.float())
+
+
 def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Output in the dtype of `u`, and the last state."""
+    if _steers_beyond(inputs):
+        return chunked.forward(inputs)
+    dtype, inputs = inputs.u.dtype, _with_exact_gate(inputs)
     call = _Call(inputs)
     out = call.point('out', inputs.u.new_empty(inputs.out_shape))
     state = inputs.u.new_empty(inputs.state_shape, dtype=torch.float32)
     if inputs.return_last_state:
         call.point('last_state', state)
     call.run(library().visionssm_scan_forward)
-    return out, state
+    return out.to(dtype), state
 
 
 def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:
     """Gradients of `inputs.tensors`, each in its dtype, from those of output and last state."""
+    if _steers_beyond(inputs):
+        return chunked.backward(grads, inputs)
+    given, inputs = inputs, _with_exact_gate(inputs)
     u, delta, A, B, C, D, z, delta_bias = inputs.tensors
     grad_out, grad_state = grads
     call = _Call(inputs)
@@ -322,4 +341,6 @@ def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[T
     call.run(library().visionssm_scan_backward)
     dB, dC = (x[0] if groups == 1 else x.sum(0) for x in (dB, dC))
     dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
-    return inputs.like_inputs((du, ddelta, dA, dB, dC, dD, dz, dbias))
+    if not dA.sum().isfinite():  # the kernel says infinite where the definition has no value
+        return chunked.backward(grads, inputs)
+    return given.like_inputs((du, ddelta, dA, dB, dC, dD, dz, dbias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,17 @@ from torch import Tensor
 from .dispatch import ScanProblem
 
 MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what a scan returns: (B, L, D), (B, L, K, D), (B, T, K, D)
+
+
+def limited_rates(A: Tensor) -> Tensor:
+    """Decay rates: at -inf the state is forgotten in one step and nothing depends on the rate; at +inf is no limit."""
+    fast = max(-1e30, torch.finfo(A.dtype).min)
+    return torch.where(A.isneginf(), fast, A) * torch.where(A.isposinf(), math.nan, 1.0).to(A.dtype)
+
+
+def limited_steps(delta: Tensor) -> Tensor:
+    """Time steps without softplus: at -inf is no limit."""
+    return delta * torch.where(delta.isneginf(), math.nan, 1.0).to(delta.dtype)
 
 
 class ScanInputs(NamedTuple):
@@ -80,6 +92,16 @@ class ScanInputs(NamedTuple):
     def problem(self) -> ScanProblem:
         """What backends accept or refuse it by."""
         return ScanProblem(self.u.device.type, self.u.dtype, self.B.shape[-1], self.steps, self.local_window)
+
+    def with_limits(self) -> ScanInputs:
+        """The same with rates and steps at which every backend gives the limit of the scan, or NaN if it has none."""
+        return self._replace(
+            A=limited_rates(self.A),
+            delta=self.delta if self.delta_softplus else limited_steps(self.delta),
+            delta_bias=self.delta_bias
+            if self.delta_softplus or self.delta_bias is None
+            else limited_steps(self.delta_bias),
+        )
 
     def like_inputs(self, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """Gradients in the dtypes of `tensors`."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .inputs import limited_rates, limited_steps
+
 
 def selective_scan_ref(
     u: Tensor,
@@ -41,10 +43,10 @@ def selective_scan_ref(
     steps = order.shape[1]
     k = torch.arange(directions, device=u.device)
 
+    A = limited_rates(A)
     if delta_bias is not None:
         delta = delta + delta_bias.to(work)
-    if delta_softplus:
-        delta = F.softplus(delta)
+    delta = F.softplus(delta) if delta_softplus else limited_steps(delta)
 
     state = u.new_zeros(batch, directions, channels, B.shape[-1])
     decays, inputs, states = [], [], []
