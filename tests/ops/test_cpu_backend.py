@@ -1,5 +1,6 @@
 """The compiled kernel's life: compiled once, shared by processes that start together, refused with a reason."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from visionssm.ops import available_backends, cpu, selective_scan
-from visionssm.ops.dispatch import backend_names
+from visionssm.ops import BackendUnavailableError, available_backends, chunked, cpu, selective_scan
+from visionssm.ops.dispatch import ScanProblem, backend_names, resolve
 
 PROBE = (
     'import torch; from visionssm.ops import selective_scan as s; x = torch.ones(1, 4, 1, 2);'
@@ -128,6 +129,44 @@ def test_hanging_compiler_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(cpu.CompileError, match='took more than'):
         cpu.compile_library('hangs')
     assert not list((tmp_path / 'cache').iterdir())
+
+
+@pytest.fixture
+def first_use(monkeypatch):
+    """Nothing is known yet of the compiler or of which backend serves what."""
+    cpu.library.cache_clear()
+    resolve.cache_clear()
+    monkeypatch.setattr(cpu, '_failed', (0.0, ''))
+    yield
+    cpu.library.cache_clear()
+    resolve.cache_clear()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a shell script stands for the compiler')
+@pytest.mark.parametrize('fault', ['exec sleep 60', 'kill -9 $$', 'exit 137'])
+def test_interrupted_compiler_is_tried_again(fault, first_use, tmp_path, monkeypatch):
+    """Asked for or not, the backend serves once the compiler does; until then nothing half-built is left."""
+    real = cpu.find_compiler()[0]
+    fake_compiler(tmp_path, monkeypatch, f'[ -e {tmp_path}/well ] && exec {real} "$@"\n{fault}')
+    monkeypatch.setattr(cpu, '_COMPILE_SECONDS', 0.4)
+    problem = ScanProblem('cpu', torch.float32, 16, 64, 0)
+    assert resolve('scan', '', problem) is chunked
+    with pytest.raises(BackendUnavailableError, match=r'took more than|was killed'):
+        resolve('scan', 'cpu', problem)
+    assert not list((tmp_path / 'cache').iterdir())
+    (tmp_path / 'well').touch()
+    monkeypatch.setattr(cpu, '_COMPILE_SECONDS', 3600)
+    assert resolve('scan', '', problem) is chunked  # not at every call
+    monkeypatch.setattr(cpu.time, 'monotonic', lambda: math.inf)
+    assert resolve('scan', '', problem) is resolve('scan', 'cpu', problem) is cpu
+
+
+def test_missing_compiler_is_remembered(first_use, tmp_path, monkeypatch):
+    monkeypatch.setenv('CXX', str(tmp_path / 'none'))
+    monkeypatch.setenv('VISIONSSM_CACHE', str(tmp_path / 'cache'))
+    assert 'CXX names' in available_backends('cpu')['cpu']
+    monkeypatch.delenv('CXX')
+    assert 'CXX names' in available_backends('cpu')['cpu']
 
 
 def test_ziglang_comes_after_the_systems_own_compiler(monkeypatch):

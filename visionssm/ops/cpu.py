@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import chunked
-from .dispatch import ScanProblem
+from .dispatch import ScanProblem, Temporary
 from .inputs import ScanInputs
 
 _SOURCE = Path(__file__).with_name('selective_scan.cpp')
@@ -32,6 +34,8 @@ _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again and again
 _COMPILE_SECONDS = 3600  # a loaded machine takes minutes; after this the compiler hangs
+_AGAIN_SECONDS = 60  # at least, before a compiler that was interrupted is tried again
+_SHELL_KILLED = (130, 137, 143)  # how a compiler's own driver says that a signal ended it
 _UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
 
 
@@ -40,6 +44,10 @@ _logger = logging.getLogger('visionssm.ops')
 
 class CompileError(RuntimeError):
     """The C++ kernel can't be compiled or loaded on this machine: the message says why."""
+
+
+class InterruptedCompileError(CompileError):
+    """The compiler took too long or was killed, as by want of memory: later it may do better."""
 
 
 _INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads'
@@ -115,7 +123,11 @@ def compile_library(source: str) -> Path:
         CompileError: If there is no compiler, it fails, or nowhere can be written.
     """
     compiler = find_compiler()
-    version = subprocess.run([*compiler, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
+    try:
+        asked = subprocess.run([*compiler, '--version'], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InterruptedCompileError(f'{compiler[0]} --version took more than {error.timeout:g} s') from None
+    version = asked.stdout
     identity = '\0'.join((source, *compiler, version, ' '.join(_FLAGS), _cpu_identity(), sys.platform))
     name = f'scan-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.{"dll" if os.name == "nt" else "so"}'
     failures = []
@@ -157,6 +169,8 @@ def _compile_into(target: Path, compiler: list[str], source: str) -> Path:
             if status == 0:
                 os.replace(built, target)
                 return target
+            if status < 0 or status in _SHELL_KILLED:
+                raise InterruptedCompileError(f'{" ".join(compiler)} was killed; {errors.strip()[-2000:]}')
         raise CompileError(f'{" ".join(compiler)} failed:\n{errors.strip()[-2000:]}')
 
 
@@ -175,7 +189,7 @@ def _run_patiently(command: list[str]) -> tuple[int, str]:
         finally:
             if process.poll() is None:
                 process.kill()
-    raise CompileError(f'{command[0]} took more than {_COMPILE_SECONDS} s')
+    raise InterruptedCompileError(f'{command[0]} took more than {_COMPILE_SECONDS} s')
 
 
 @lru_cache(maxsize=1)
@@ -210,13 +224,25 @@ def _gomp_parallel() -> int | None:
     return None
 
 
-@lru_cache(maxsize=1)
+_failed: tuple[float, str] = (0.0, '')  # until when it is not tried again, and why
+
+
 def _failure() -> str:
+    """Why there is no library; '' if there is. What may pass is tried again, after as long as the last try took."""
+    global _failed
+    start = time.monotonic()
+    if start < _failed[0]:
+        return _failed[1]
     try:
         library()
+    except InterruptedCompileError as error:
+        end = time.monotonic()
+        _failed = end + max(end - start, _AGAIN_SECONDS), Temporary(error)
     except CompileError as error:
-        return str(error)
-    return ''
+        _failed = math.inf, str(error)
+    else:
+        _failed = 0.0, ''
+    return _failed[1]
 
 
 def refuse(problem: ScanProblem) -> str:

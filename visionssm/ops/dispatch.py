@@ -194,22 +194,44 @@ def requested_backend(op: str, explicit: str | None = None) -> str:
     return parse_request(text, _ENVIRONMENT).get(op, '') if text else ''
 
 
-@lru_cache(maxsize=4096)
+class Temporary(str):
+    """A reason to refuse that may pass: the next call asks again."""
+
+
+class _UnsettledError(Exception):
+    """The module that is taken for now; raised, as only what is returned is remembered."""
+
+
 def resolve(op: str, name: str, problem: Problem) -> ModuleType:
     """The module that runs `problem`: the backend `name`, or the first that accepts if `name` is ''."""
+    try:
+        return _settled(op, name, problem)
+    except _UnsettledError as error:
+        return error.args[0]
+
+
+@lru_cache(maxsize=4096)
+def _settled(op: str, name: str, problem: Problem) -> ModuleType:
     if name:
         backend = _BY_NAME[op, name]
         if reason := backend.refuses(problem):
             raise BackendUnavailableError(f'backend {name!r} was asked for and cannot run this {op}: {reason}')
         return backend.load()
+    settled = True
     for backend in BACKENDS:
         if backend.op != op or not backend.is_automatic(problem.device):
             continue
         reason = backend.refuses(problem)
-        if not reason:
+        if not reason and settled:
             return backend.load()
+        if not reason:
+            raise _UnsettledError(backend.load())
+        settled &= not isinstance(reason, Temporary)
         _explain_once(backend, problem.device, reason)
     raise BackendUnavailableError(f'no backend accepts {problem}')
+
+
+resolve.cache_clear = _settled.cache_clear  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)
