@@ -435,7 +435,7 @@ def test_orders_are_where_the_tokens_are(name):
         selective_scan(**problem(L=4), **{name: torch.zeros(2, 4, dtype=torch.int32, device='meta')})
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', [*BACKENDS, 'reference'])
 @pytest.mark.parametrize('name', ['order', 'param_order'])
 def test_positions_out_of_range_are_told_of_the_right_table(backend, name):
     for position in (-1, 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -113,6 +114,10 @@ def selective_scan(
     # compiled code can't read the context; the op does when it runs
     name = backend or '' if torch.compiler.is_compiling() else requested_backend('scan', backend)
     if name == 'reference':  # plain differentiable torch: no operator around it
+        if not torch.compiler.is_compiling():
+            with suppress(RuntimeError):  # vmap shows no values
+                _check_positions('order', order, u.shape[1])
+                _check_positions('param_order', param_order, u.shape[1])
         return selective_scan_ref(
             **dict(zip(ScanInputs._fields[:8], inputs.tensors, strict=True)),
             delta_softplus=delta_softplus,
