@@ -112,7 +112,7 @@ def scan_problem(batch, height, width, channels, directions, d_state):
 
 def floor_function():
     """The bare loop of `_scan_floor.cpp`, compiled as the kernel is."""
-    source = cpu._SOURCE.read_text() + (HERE / '_scan_floor.cpp').read_text()
+    source = cpu.source() + (HERE / '_scan_floor.cpp').read_text()
     function = ctypes.CDLL(str(cpu.compile_library(source))).visionssm_scan_floor
     function.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_void_p]
     return function
@@ -141,7 +141,7 @@ def bench_scan(
     tensors, order = scan_problem(*shape)
     leaves = list(tensors.values())
     work = (batch * directions * height * width, channels, d_state)
-    threads, gomp = torch.get_num_threads(), cpu._gomp_parallel()
+    threads, gomp = torch.get_num_threads(), cpu.gomp_parallel()
     grad = torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(1))
     functions = {b: partial(selective_scan, **tensors, delta_softplus=True, order=order, backend=b) for b in backends}
     functions['loop'] = partial(sequential_loop, **tensors, order=order)

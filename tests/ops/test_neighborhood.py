@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from visionssm.ops import na_av, na_bias, na_qk, natten, rows
+from visionssm.ops import attention_cpu, na_av, na_bias, na_qk, natten, rows, use_backend
 from visionssm.ops.dispatch import TensorProblem, resolve
 
 # height, width, window, dilation: sides equal to window * dilation, classes of unequal length, windows of 1
@@ -93,17 +93,61 @@ def test_parts(height, width, window, dilation, monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(got.sum(), args), expected_grads)
 
 
-@pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
-def test_dtypes(dtype, bound):
+@pytest.mark.parametrize('backend', ['cpu', 'torch'])
+@pytest.mark.parametrize(
+    ('dtype', 'bound'), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str
+)
+def test_dtypes(dtype, bound, backend):
     args = inputs(15, 23, 5)
     expected = attention(*args, 5, [3, 4])[1]
     low = [x.detach().to(dtype).requires_grad_() for x in args]
-    got = attention(*low, 5, [3, 4])[1]
+    with use_backend(f'neighborhood={backend}'):
+        got = attention(*low, 5, [3, 4])[1]
     assert got.dtype == dtype
     assert (got - expected).norm() < bound * expected.norm()
     grads = [torch.autograd.grad(y.square().sum(), x) for y, x in ((got, low), (expected, args))]
     for a, b in zip(*grads, strict=True):
         assert (a - b).norm() < 3 * bound * b.norm()
+
+
+@pytest.mark.parametrize('channels', [1, 4, 17, 24, 48])
+@pytest.mark.parametrize(('height', 'width', 'window', 'dilation'), [*CASES, (18, 20, 17, [1, 1])], ids=str)
+def test_cpu(height, width, window, dilation, channels):
+    """C++ and torch agree in all three operators, whatever the strides and the number of channels."""
+    q, k, v, _ = inputs(height, width, window, torch.float32, channels=channels, grad=False)
+    attn = torch.randn(2, 2, height, width, window * window).transpose(0, 1)
+    for name, pair in (('na_qk', (q, k)), ('na_av', (attn, v)), ('na_av_transposed', (attn, v))):
+        expected = getattr(rows, name)(*(x.double() for x in pair), window, dilation)
+        got = getattr(attention_cpu, name)(*pair, window, dilation)
+        assert (got - expected).norm() < 1e-6 * expected.norm(), name
+
+
+@pytest.mark.parametrize('threads', [1, 2, 3, 5])
+def test_cpu_threads(threads, monkeypatch):
+    """Heads, and parts of them, give the same on any number of threads."""
+    q, k, v, _ = (x[:1] for x in inputs(15, 23, 5, torch.float32, channels=24, grad=False))
+    attn = torch.randn(1, 2, 15, 23, 25)
+    monkeypatch.setattr(attention_cpu, '_PRODUCTS_PER_THREAD', 1)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    for name, pair in (('na_qk', (q, k)), ('na_av', (attn, v)), ('na_av_transposed', (attn, v))):
+        expected = getattr(rows, name)(*(x.double() for x in pair), 5, [3, 4])
+        got = getattr(attention_cpu, name)(*pair, 5, [3, 4])
+        assert (got - expected).norm() < 1e-6 * expected.norm(), name
+
+
+def test_cpu_by_itself():
+    """It is taken for all that it can: not for float64, and not without a compiler."""
+    assert resolve('neighborhood', '', TensorProblem('cpu', torch.float32)) is attention_cpu
+    assert resolve('neighborhood', '', TensorProblem('cpu', torch.float64)) is rows
+    q, k, _, _ = inputs(6, 9, 3)
+    with pytest.raises(RuntimeError, match='cpu.*was asked for.*not torch.float64'):
+        na_qk(q, k, 3, [1, 1], backend='cpu')
+
+
+def test_cpu_empty():
+    q, k, v, _ = inputs(6, 9, 3, torch.float32)
+    assert na_qk(q[:0], k[:0], 3, [1, 1]).shape == (0, 2, 6, 9, 9)
+    assert na_av(torch.rand(0, 2, 6, 9, 9), v[:0], 3, [1, 1]).shape == (0, 2, 6, 9, 5)
 
 
 def test_autocast_leaves_the_dtype():
@@ -114,9 +158,10 @@ def test_autocast_leaves_the_dtype():
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize('name', ['na_qk', 'na_av'])
-def test_op(name):
-    q, k, v, _ = inputs(6, 9, 3)
+def test_op(name, dtype):
+    q, k, v, _ = inputs(6, 9, 3, dtype)
     first, second = (q, k) if name == 'na_qk' else (torch.rand(2, 2, 6, 9, 9, dtype=q.dtype, requires_grad=True), v)
     op = getattr(torch.ops.visionssm, name).default
     torch.library.opcheck(op, (first, second, 3, [2, 3]))
@@ -135,7 +180,7 @@ def test_bad_input():
         na_qk(q, k[:, :, 1:], 3, [1, 1])
     with pytest.raises(ValueError, match='9 last'):
         na_av(q, v, 3, [1, 1])
-    with pytest.raises(ValueError, match="'flash'; choose from natten, torch"):
+    with pytest.raises(ValueError, match="'flash'; choose from natten, cpu, torch"):
         na_qk(q, k, 3, [1, 1], backend='flash')
 
 

@@ -29,9 +29,9 @@ from . import chunked
 from .dispatch import ScanProblem, Temporary
 from .inputs import ScanInputs
 
-_SOURCE = Path(__file__).with_name('selective_scan.cpp')
+_SOURCES = ('selective_scan.cpp', 'neighborhood.cpp')  # one after the other
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again and again
 _COMPILE_SECONDS = 3600  # a loaded machine takes minutes; after this the compiler hangs
 _AGAIN_SECONDS = 60  # at least, before a compiler that was interrupted is tried again
@@ -192,6 +192,11 @@ def _run_patiently(command: list[str]) -> tuple[int, str]:
     raise InterruptedCompileError(f'{command[0]} took more than {_COMPILE_SECONDS} s')
 
 
+def source() -> str:
+    """The C++ of the library."""
+    return ''.join(Path(__file__).with_name(name).read_text() for name in _SOURCES)
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The compiled kernel, compiled at the first call.
@@ -199,7 +204,7 @@ def library() -> ctypes.CDLL:
     Raises:
         CompileError: If it can't be compiled or loaded.
     """
-    path = compile_library(_SOURCE.read_text())
+    path = compile_library(source())
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
@@ -213,7 +218,7 @@ def library() -> ctypes.CDLL:
 
 
 @lru_cache(maxsize=1)
-def _gomp_parallel() -> int | None:
+def gomp_parallel() -> int | None:
     """Address of GOMP_parallel in the OpenMP library that torch has loaded, so that one pool of threads serves both."""
     for path in sorted(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*')):
         try:
@@ -247,7 +252,7 @@ def _failure() -> str:
 
 def refuse(problem: ScanProblem) -> str:
     """Why this backend can't serve `problem`; '' if it can. Compiles the kernel at the first call."""
-    if problem.dtype not in _DTYPES:
+    if problem.dtype not in DTYPES:
         return f'it computes in fp32 and takes fp32, bf16 and fp16, not {problem.dtype}'
     if failure := _failure():
         return failure
@@ -284,12 +289,12 @@ class _Call:
         scan.u_per_dir = int(inputs.u.ndim == 4)
         updates = scan.batch * scan.steps * scan.dirs * scan.channels * scan.states
         scan.threads = max(1, min(torch.get_num_threads(), updates // _UPDATES_PER_THREAD))
-        scan.gomp_parallel = _gomp_parallel()
+        scan.gomp_parallel = gomp_parallel()
 
         u = self.point('u', _rows(inputs.u, (inputs.u.dtype,)))
         delta = self.point('delta', _rows(delta, (torch.float32, u.dtype)))
         B, C = (self.point(name, _rows(getattr(inputs, name), (torch.float32,))) for name in 'BC')
-        scan.dtype, scan.delta_dtype = _DTYPES[u.dtype], _DTYPES[delta.dtype]
+        scan.dtype, scan.delta_dtype = DTYPES[u.dtype], DTYPES[delta.dtype]
         scan.u_b, scan.u_l, scan.u_k = u.stride(0), u.stride(1), u.stride(2) if u.ndim == 4 else 0
         for name, x in (('delta', delta), ('B', B), ('C', C)):
             for axis, stride in zip('blk', x.stride()[:3], strict=True):

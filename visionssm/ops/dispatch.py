@@ -107,6 +107,7 @@ BACKENDS = (
     Backend('scan', 'torch', 'visionssm.ops.chunked', (), 'vectorised torch'),
     Backend('scan', 'reference', 'visionssm.ops.reference', (), 'sequential loop, the definition', automatic=()),
     Backend('neighborhood', 'natten', 'visionssm.ops.natten', (), 'NATTEN 0.17', automatic=('cuda',)),
+    Backend('neighborhood', 'cpu', 'visionssm.ops.attention_cpu', ('cpu',), "C++, built by the machine's own compiler"),
     Backend('neighborhood', 'torch', 'visionssm.ops.rows', (), 'products with whole rows of keys'),
     Backend('linear', 'onednn', 'visionssm.ops.onednn', ('cpu',), "oneDNN's fp32 product"),
     Backend('linear', 'torch', 'torch.nn.functional', (), "torch's own product"),

@@ -31,7 +31,7 @@ def na_qk(q: Tensor, k: Tensor, window: int, dilation: list[int], backend: str |
         k: Keys, (B, heads, H, W, C), dtype of `q`.
         window: Keys per axis K, odd.
         dilation: Distance between neighbouring keys along H and W.
-        backend: natten or torch; None: `use_backend`, the environment, or the first that can.
+        backend: natten, cpu or torch; None: `use_backend`, the environment, or the first that can.
 
     Returns:
         Logits, (B, heads, H, W, K * K).

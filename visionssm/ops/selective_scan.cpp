@@ -94,17 +94,34 @@ INLINE vf splat(float x) { return vf{} + x; }
 // not memcpy: a store that may write anything makes the compiler read every field of a view again
 INLINE vf load(const float *p) { return *(const vf_any *)p; }
 INLINE void store(float *p, vf v) { *(vf_any *)p = v; }
+#if W == 8
+INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_castps_si256(_mm256_cmp_ps(_mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set1_ps((float)n), _CMP_LT_OQ));
+}
+#endif
 INLINE vf load_part(const float *p, int64_t n) {
   if (n == W) return load(p);
+#if W == 16
+  return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif W == 8
+  return _mm256_maskload_ps(p, first_lanes(n));
+#else
   float lanes[W] = {};
   for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
   return load(lanes);
+#endif
 }
 INLINE void store_part(float *p, vf v, int64_t n) {
   if (n == W) return store(p, v);
+#if W == 16
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#elif W == 8
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+#else
   float lanes[W];
   store(lanes, v);
   for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
+#endif
 }
 
 INLINE float lane_sum(const float *p) {
