@@ -641,7 +641,6 @@ def _adjoint_step(
     s = group.states[i + 1]
     r = carry.r
     if WINDOW:  # (3)
-        r = tl.where(_same_run(t, WINDOW), r, 0.0)
         s += decay * r
     if x.z is not None:  # (4), (5)
         z = tl.load(x.z + p * x.stride_z, mask=in_dt, other=0.0).to(tl.float32)
@@ -659,6 +658,7 @@ def _adjoint_step(
         d_log_a += r * (direct + q)
         db += q
         r = decay * r + _over_channels(b, BLOCK_N) * _over_states(dt * u, BLOCK_N)  # (2)
+        r = tl.where(_same_run(t - 1, WINDOW), r, 0.0)  # the run ends here, seen from the right
     d_log_a *= decay
     if SCALAR_A:  # (12)
         summed = _sum_states(d_log_a, BLOCK_N)

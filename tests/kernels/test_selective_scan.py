@@ -379,3 +379,27 @@ def test_large(dtype, d_state, batch):
 def test_large_with_repeated_visits(mode):
     """What the interpreter can't show: loads that run ahead must not miss what earlier steps have written."""
     check(Case(batch=64, length=16, directions=1, channels=192, d_state=1, mode=mode), order=visits(1, 16, 256))
+
+
+@pytest.mark.parametrize('value', [float('inf'), -float('inf'), float('nan')])
+@pytest.mark.parametrize('name', ['A', 'delta', 'delta_bias'])
+@pytest.mark.parametrize('softplus', [True, False])
+def test_rates_and_steps_that_are_not_finite(softplus, name, value):
+    """What is infinite, what is NaN and what stays finite is as in the definition, in windows and without."""
+    for window in (0, 2):
+        case = Case(length=4, directions=1, channels=2, d_state=2, gate=True, softplus=softplus, window=window)
+        tensors = make_inputs(case)
+        if not softplus:
+            tensors['delta_bias'] = tensors['delta_bias'].abs()
+        tensors[name].view(-1)[4 if name == 'delta' else 0] = value  # the first token of the second window
+        leaves = {key: x.clone().requires_grad_() for key, x in tensors.items()}
+        out, last = selective_scan_ref(
+            **leaves, delta_softplus=softplus, local_window=window or None, return_last_state=True
+        )
+        expected = [out, last, *torch.autograd.grad(out.sum() + last.sum(), list(leaves.values()))]
+        inputs = ScanInputs(**tensors, order=None, param_order=None, delta_softplus=softplus, mode=MERGED,
+                            local_window=window, return_last_state=True)  # fmt: skip
+        out, last = kernels.forward(inputs)
+        found = [out, last, *kernels.backward((torch.ones_like(out), torch.ones_like(last)), inputs)]
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(*(torch.where(z.isfinite(), 0.0, z) for z in (x, y)), equal_nan=True)
