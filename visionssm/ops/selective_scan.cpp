@@ -476,6 +476,7 @@ struct Kept {
   int64_t vectors;
 };
 
+enum { SOME = 3, MANY = 6 };   // vectors of channels side by side at N = 1, in registers
 enum { OUTPUT, START, KEEP };  // what a walk is for: outputs, the state it ends in, or all that the backward needs
 
 // (1) over steps [t0, t1) from `state` (NV, N, W), which ends as the last. NS: states known at compile time, or 0; NV:
@@ -566,23 +567,22 @@ static void walk_block(const View<KIND> &view, const float *rates, int64_t t0, i
     walk<16, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
   else if (N != 1)
     walk<0, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
-  else if (!View<KIND>::FAST || vectors == 1)
+  else if constexpr (!View<KIND>::FAST)
     walk<1, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
-  else if (vectors == 2)
-    walk<1, 2, WHAT>(view, rates, t0, t1, state, sink, kept);
-  else if (vectors == 3)
-    walk<1, 3, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (vectors == 1)
+    walk<1, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
+  else if (vectors == SOME)
+    walk<1, SOME, WHAT>(view, rates, t0, t1, state, sink, kept);
   else
-    walk<1, 6, WHAT>(view, rates, t0, t1, state, sink, kept);
+    walk<1, MANY, WHAT>(view, rates, t0, t1, state, sink, kept);
 }
 
 // How many vectors of channels go side by side where `left` channels are left: long runs of memory at N = 1, which moves
 // much and computes little. A last vector that is not full goes alone. Never less where more are left: memory is reserved
 // by that.
 static int64_t block_vectors(const Scan &s, int64_t left) {
-  const int64_t full = left / W;
-  if (s.states > 1 || s.window || s.dtype != s.delta_dtype || full < 2) return 1;
-  return full >= 6 ? 6 : full > 3 ? 3 : full;
+  if (s.states > 1 || s.window || s.dtype != s.delta_dtype) return 1;
+  return left >= MANY * W ? MANY : left >= SOME * W ? SOME : 1;
 }
 
 // The same with LBMamba's local backward scan, window by window: one vector of channels, any N.
@@ -878,7 +878,7 @@ struct TokenGrads {
 };
 
 // III. of a chunk at N = 1, all in one go.
-template <int NV, bool GATED, int KIND>
+template <int NV, int KIND>
 static void adjoint_single(const Job &job, const View<KIND> view, const Plan plan, int64_t t0, int64_t t1, int64_t first,
                            float *m) {
   const Scan &s = view.s;
@@ -903,7 +903,7 @@ static void adjoint_single(const Job &job, const View<KIND> view, const Plan pla
       const vf u = view.u(p, v), dt = load(dts + at), dy = step_grad(view, t, p, v), seen = load(h + after);
       Sums sums{};
       vf db;
-      adjoint_step<false, GATED>(dy, dt, B, C, load(rates + v * W), load(a + at), load(h + at), seen, vf{}, vf{}, adjoints[v],
+      adjoint_step<false, true>(dy, dt, B, C, load(rates + v * W), load(a + at), load(h + at), seen, vf{}, vf{}, adjoints[v],
                                  dA[v], db, sums);
       sum_C += dy * seen;     // (6)
       sum_B += db * (dt * u);  // (10)
@@ -933,12 +933,19 @@ static void before_states(const View<KIND> view, const Plan plan, int64_t t0, in
 }
 
 // then (6) to (12) in passes over G states each, so few that their sums stay in registers;
-template <int G, int NV, bool LOCAL, bool GATED, bool FULL, class V>
-static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t t1, int64_t first, int64_t j0, float *m) {
-  const Scan &s = whole.s;
-  const int64_t N = s.states, B_l = whole.B_l, C_l = whole.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
-  const int32_t *params = whole.params;
-  const float *B = whole.B + j0, *C = whole.C + j0, *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
+struct Parameters {  // of a view, whatever its KIND
+  const Scan &s;
+  const int32_t *tokens;  // null: 0..T-1
+  const float *B, *C;
+  int64_t B_l, C_l, lanes;
+};
+template <int G, int NV, bool LOCAL, bool GATED, bool FULL>
+static void adjoint_states(const Parameters parameters, const Plan plan, int64_t t0, int64_t t1, int64_t first, int64_t j0, float *m) {
+  const Scan &s = parameters.s;
+  const int64_t N = s.states, B_l = parameters.B_l, C_l = parameters.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
+  const int32_t *tokens = parameters.tokens;
+  const float *B = parameters.B + j0, *C = parameters.C + j0;
+  const float *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
   const float *a = m + plan.a + j0 * W, *h = m + plan.h + j0 * W, *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W;
   const float *read = LOCAL ? m + plan.read + j0 * W : h + NV * row;  // without a window the states themselves
   const float *dys = m + plan.dy, *dts = m + plan.dt, *dus = m + plan.du;
@@ -946,7 +953,7 @@ static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t
   float *weighted = m + plan.weighted, *ddt = m + plan.ddt, *y = m + plan.y;
   float *dB = m + plan.dB + j0 * W, *dC = m + plan.dC + j0 * W;
   vi valid;
-  for (int64_t i = 0; i < W; i++) valid[i] = i < whole.lanes() ? -1 : 0;
+  for (int64_t i = 0; i < W; i++) valid[i] = i < parameters.lanes ? -1 : 0;
   // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
   auto inside = [&](vf x) { return FULL ? x : valid ? x : vf{}; };
   vf adjoints[NV * G], decays[NV * G];
@@ -955,7 +962,7 @@ static void adjoint_states(const V &whole, const Plan &plan, int64_t t0, int64_t
     decays[i] = load(dA + (i / G * (N + 2) + i % G) * W);
   }
   for (int64_t i = t1 - t0 - 1; i >= 0; i--) {
-    const int64_t token = params ? params[t0 + i] : t0 + i;
+    const int64_t token = tokens ? tokens[t0 + i] : t0 + i;
     const float *Bq = B + token * B_l, *Cq = C + token * C_l;
     vf sum_B[G], sum_C[G];
     for (int j = 0; j < G; j++) {
@@ -1034,21 +1041,19 @@ static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &p
     walk_block<KEEP>(part, m + plan.rates + (first + v) * N * W, t0, t1, start + v * N * W, nullptr, &kept);
   }
   if (s.window) local_chunk(view, plan, t0, t1, m);
-  if constexpr (View<KIND>::FAST)
+  if constexpr (View<KIND>::FAST && NV != 2)
     if (N == 1 && !s.window) {
-      if (s.z)
-        adjoint_single<NV, true>(job, view, plan, t0, t1, first, m);
-      else
-        adjoint_single<NV, false>(job, view, plan, t0, t1, first, m);
+      adjoint_single<NV>(job, view, plan, t0, t1, first, m);
       return;
     }
   if constexpr (NV <= 2) {
     before_states(view, plan, t0, t1, NV, m);
     auto passes = [&](auto local, auto gated) {
       constexpr bool full = View<KIND>::FAST;
+      const Parameters from{s, view.params, view.B, view.C, view.B_l, view.C_l, view.lanes()};
       int64_t j = 0;
-      for (; j + 4 <= N; j += 4) adjoint_states<4, NV, local.value, gated.value, full>(view, plan, t0, t1, first, j, m);
-      for (; j < N; j++) adjoint_states<1, NV, local.value, gated.value, full>(view, plan, t0, t1, first, j, m);
+      for (; j + 4 <= N; j += 4) adjoint_states<4, NV, local.value, gated.value, full>(from, plan, t0, t1, first, j, m);
+      for (; j < N; j++) adjoint_states<1, NV, local.value, gated.value, full>(from, plan, t0, t1, first, j, m);
     };
     const std::integral_constant<bool, NV == 1> local;
     if (NV == 1 && s.window && s.z)
@@ -1067,14 +1072,16 @@ template <int KIND>
 static void backward_block(const Job &job, const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, int64_t first,
                            float *start, float *m) {
   const int64_t vectors = (view.n + W - 1) / W;
-  if (!View<KIND>::FAST || vectors == 1)
+  if constexpr (!View<KIND>::FAST)
+    backward_chunk<1>(job, view, plan, t0, t1, first, start, m);
+  else if (vectors == 1)
     backward_chunk<1>(job, view, plan, t0, t1, first, start, m);
   else if (vectors == 2)
     backward_chunk<2>(job, view, plan, t0, t1, first, start, m);
-  else if (vectors == 3)
-    backward_chunk<3>(job, view, plan, t0, t1, first, start, m);
+  else if (vectors == SOME)
+    backward_chunk<SOME>(job, view, plan, t0, t1, first, start, m);
   else
-    backward_chunk<6>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<MANY>(job, view, plan, t0, t1, first, start, m);
 }
 
 // Direction k of channels d0 .. end - 1 of an image.
