@@ -41,13 +41,33 @@ _IMAGE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def load_classifier(name: str, checkpoint: str | None = None, img_size: int | None = None) -> nn.Module:
+def load_untrained(name: str, img_size: int | None = None, dynamic_size: bool = False) -> nn.Module:
+    """A registered model as it is before training, in evaluation mode; arguments as for `load_classifier`."""
+    check_model(name)
+    return timm.create_model(name, **_size_arguments(name, img_size, dynamic_size)).eval()
+
+
+def _size_arguments(name: str, img_size: int | None, dynamic_size: bool) -> dict[str, Any]:
+    model, kwargs = sketch(name), {}
+    if img_size is not None and takes_argument(model, 'img_size'):
+        kwargs['img_size'] = img_size
+    if dynamic_size and model.pretrained_cfg.get('fixed_input_size'):
+        if not takes_argument(model, 'dynamic_img_size'):
+            raise ValueError(f'{name} takes images of one size only')
+        kwargs['dynamic_img_size'] = True
+    return kwargs
+
+
+def load_classifier(
+    name: str, checkpoint: str | None = None, img_size: int | None = None, dynamic_size: bool = False
+) -> nn.Module:
     """A model with weights, in evaluation mode.
 
     Args:
         name: A registered name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
         checkpoint: File of weights in our format or the authors'; None: the weights the name stands for.
         img_size: Side of the images; None: the model's own.
+        dynamic_size: Whether a registered model shall take images of any size.
 
     Raises:
         ValueError: If the model is unknown or has no weights, or they can't be read or do not fit.
@@ -66,8 +86,8 @@ def load_classifier(name: str, checkpoint: str | None = None, img_size: int | No
                 f'{name} has no published weights{by_hand_only(config)}; give a checkpoint, or a trained model as '
                 'local-dir:FOLDER'
             )
-        if img_size is not None and takes_argument(sketch(name), 'img_size'):
-            kwargs['img_size'] = img_size
+        if img_size is not None or dynamic_size:
+            kwargs |= _size_arguments(name, img_size, dynamic_size)
     if not name.startswith(_SOURCES):
         return timm.create_model(name, pretrained=True, **kwargs).eval()
     try:

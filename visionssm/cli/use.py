@@ -37,6 +37,23 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument('--device', default='cpu', help='default: cpu')
     command.set_defaults(run=_features)
 
+    command = commands.add_parser('export', help='a model as a file for another runtime, compared before it is written')
+    command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--random', action='store_true', help='a new model without trained weights')
+    command.add_argument(
+        '--format', required=True, metavar='FORMAT', help='onnx, exported-program, aoti, torchscript or openvino'
+    )
+    command.add_argument('--output', type=Path, required=True, metavar='FILE', help='file to write')
+    command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
+    command.add_argument('--batch', type=positive, default=2, metavar='N', help='of the example, from 2; default: 2')
+    command.add_argument('--dynamic-size', action='store_true', help='take images of any size, not of this one alone')
+    command.add_argument('--opset', type=positive, metavar='N', help="of ONNX; default: the exporter's own")
+    command.add_argument(
+        '--operators', metavar='SET', help='exported-program and aoti: plain (default), core (ATen) or ours (faster)'
+    )
+    command.set_defaults(run=_export)
+
 
 def _classify(args: argparse.Namespace) -> int:
     from visionssm.apps.classify import classify, load_classifier
@@ -70,4 +87,32 @@ def _features(args: argparse.Namespace) -> int:
     with features.progress(batches, len(files), sys.stderr.isatty()) as shown:
         features.write_features(args.output, shown, [str(file) for file in files], {'model': args.model})
     print(f'wrote {args.output}: features of {len(files)} image{"s" if len(files) > 1 else ""}')
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from visionssm.apps import export
+    from visionssm.apps.classify import data_config, load_classifier, load_untrained
+
+    export.check_request(args.format, args.output, args.opset, args.operators)
+    if args.random:
+        if args.checkpoint is not None:
+            raise ValueError('--random and --checkpoint exclude each other')
+        model = load_untrained(args.model, args.img_size, args.dynamic_size)
+    else:
+        model = load_classifier(args.model, args.checkpoint, args.img_size, args.dynamic_size)
+    checks = export.export_model(
+        model,
+        args.output,
+        args.format,
+        data_config(model, args.img_size)['input_size'],
+        args.batch,
+        args.dynamic_size,
+        args.opset,
+        args.operators,
+    )
+    for check in checks:
+        shape = ' x '.join(map(str, check.shape))
+        print(f'{shape}: differs by {check.error:.1e} standard deviations; allowed is {export.TOLERANCE:.0e}')
+    print(f'wrote {args.output}: {args.output.stat().st_size / 1e6:.1f} MB')
     return 0

@@ -19,6 +19,8 @@ from torch import Tensor
 from .inputs import MERGED, PER_STEP, ScanInputs
 
 _CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
+_PIECE = 16  # steps
+_DOUBLINGS = 17  # for 2^21 steps, where their number is symbolic
 
 
 class _Problem(NamedTuple):
@@ -63,17 +65,23 @@ class _Chunk(NamedTuple):
 
 
 def _prepare(inputs: ScanInputs) -> _Problem:
-    inputs = inputs.with_limits()
-    batch, length, directions, channels = inputs.delta.shape
-    order, window = inputs.order, inputs.local_window
-    if order is None:
-        order = torch.arange(length, device=inputs.u.device).expand(directions, length)
-    param_order = order if inputs.param_order is None else inputs.param_order
+    batch, _, directions, channels = inputs.delta.shape
+    window = inputs.local_window
     chunk = 16
     while chunk < 256 and 2 * chunk * max(batch * directions * channels * inputs.B.shape[-1], 1) <= _CHUNK_ELEMENTS:
         chunk *= 2
     if window:
         chunk = -(-chunk // window) * window
+    return _problem(inputs, chunk)
+
+
+def _problem(inputs: ScanInputs, chunk: int) -> _Problem:
+    inputs = inputs.with_limits()
+    length, directions = inputs.delta.shape[1:3]
+    order, window = inputs.order, inputs.local_window
+    if order is None:
+        order = torch.arange(length, device=inputs.u.device).expand(directions, length)
+    param_order = order if inputs.param_order is None else inputs.param_order
     cast = [None if x is None else x.to(inputs.work_dtype) for x in inputs.tensors]
     return _Problem(*cast, order.long().t(), param_order.long().t(), inputs.delta_softplus, inputs.mode, window, chunk)
 
@@ -116,12 +124,12 @@ def _windows(x: Tensor, window: int) -> Tensor:
     """(B, c, ...) -> (B c', w, ...), padded with 0 (a decay of 0 and an input of 0 leave nothing)."""
     pad = -x.shape[1] % window
     x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, pad])
-    return x.unflatten(1, (x.shape[1] // window, window)).flatten(0, 1)
+    return x.reshape(x.shape[0] * (x.shape[1] // window), window, *x.shape[2:])
 
 
 def _unwindow(x: Tensor, like: Tensor) -> Tensor:
-    windows = -(-like.shape[1] // x.shape[1])
-    return x.unflatten(0, (like.shape[0], windows)).flatten(1, 2)[:, : like.shape[1]]
+    windows = (like.shape[1] + x.shape[1] - 1) // x.shape[1]
+    return x.reshape(like.shape[0], windows * x.shape[1], *x.shape[2:])[:, : like.shape[1]]
 
 
 def _look_ahead(chunk: _Chunk, window: int) -> Tensor:
@@ -165,7 +173,51 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         h, read, _ = _states(scan, chunk, state)
         rows.append(_output(scan, chunk, read))
         state = h[:, -1]
-    out = torch.cat(rows, 1)
+    last = state if inputs.return_last_state else state.new_empty(0)
+    return _returned(scan, inputs, torch.cat(rows, 1)), last
+
+
+def forward_at_once(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """The same, all steps at once, by operators that do not depend on any size but `_PIECE`; sizes may be symbolic."""
+    scan = _problem(inputs, 0)
+    all_steps = _load(scan, slice(None))
+    h = read = _by_pieces(all_steps.a, all_steps.b)
+    if inputs.local_window != 0:
+        t = torch.arange(1, h.shape[1] + 1, device=h.device).view(-1, 1, 1, 1)
+        linked = all_steps.a * (t % inputs.local_window != 0)
+        ahead = _by_pieces(linked.flip(1), all_steps.b.flip(1)).flip(1)
+        read = h + linked * _shift(ahead, -1)
+    last = h[:, -1] if inputs.return_last_state else h.new_empty(0)
+    out = (read * all_steps.C.unsqueeze(3)).sum(-1)  # an einsum would ask how symbolic strides compare
+    out = out if scan.D is None else out + scan.D * all_steps.u
+    return _returned(scan, inputs, out), last
+
+
+def _by_pieces(a: Tensor, b: Tensor) -> Tensor:
+    """States h[t] = a[t] h[t-1] + b[t] along dim 1, from h = 0: pieces from zero, then what each really starts from."""
+    # a program's views are of the strides that were traced, and convolutions choose theirs anew
+    a, b = (x.clone(memory_format=torch.contiguous_format) for x in (a, b))
+    decay, h = _scan_forward(_windows(a, _PIECE), _windows(b, _PIECE))
+    ends, pass_on = _unpieced(h, b)[:, :, -1], _unpieced(decay, b)[:, :, -1]
+    pieces = ends.shape[1]
+    rest = [0, 0] * (ends.ndim - 2)
+    doublings = (pieces - 1).bit_length() if isinstance(pieces, int) else _DOUBLINGS
+    for i in range(doublings):
+        pad = [*rest, 2**i, 0]
+        ends = ends + pass_on * F.pad(ends, pad).narrow(1, 0, pieces)
+        pass_on = pass_on * F.pad(pass_on, pad).narrow(1, 0, pieces)
+    start = F.pad(ends, [*rest, 1, 0]).narrow(1, 0, pieces)
+    return _unwindow(h + decay * start.flatten(0, 1).unsqueeze(1), b)
+
+
+def _unpieced(x: Tensor, like: Tensor) -> Tensor:
+    """(B S, piece, ...) -> (B, S, piece, ...)."""
+    return x.reshape(like.shape[0], (like.shape[1] + _PIECE - 1) // _PIECE, *x.shape[1:])
+
+
+def _returned(scan: _Problem, inputs: ScanInputs, out: Tensor) -> Tensor:
+    """What the scan returns of the outputs of its steps, (B, T, K, D)."""
+    batch, length, directions, channels = inputs.delta.shape
     if scan.z is not None and scan.mode != MERGED:
         out = out * F.silu(scan.z[:, scan.order])
     if scan.mode == MERGED:
@@ -176,7 +228,7 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         out = out.unflatten(1, (length, directions))
     if scan.z is not None and scan.mode == MERGED:
         out = out * F.silu(scan.z)
-    return out.to(inputs.u.dtype), state if inputs.return_last_state else state.new_empty(0)
+    return out.to(inputs.u.dtype)
 
 
 def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:

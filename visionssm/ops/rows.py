@@ -29,14 +29,19 @@ def neighbors(length: int, window: int, dilation: int, device: torch.device) -> 
             'the dilation at least 1'
         )
     with torch.inference_mode(False):  # the table outlives the call
-        i = torch.arange(length)
-        residue, p = i % dilation, i // dilation
-        in_class = (length - residue + dilation - 1) // dilation
-        start = torch.minimum((p - window // 2).clamp(min=0), in_class - window)
-        steps = torch.arange(window)
-        keys = residue[:, None] + dilation * (start[:, None] + steps)
-        bias = (start - p + window - 1)[:, None] + steps
-        return torch.stack([keys, bias]).to(device)
+        return neighbors_by_formula(length, window, dilation, torch.device('cpu')).to(device)
+
+
+def neighbors_by_formula(length: int, window: int, dilation: int, device: torch.device) -> Tensor:
+    """The same unchecked; `length` may be symbolic."""
+    i = torch.arange(length, device=device)
+    residue, p = i % dilation, i // dilation
+    in_class = (length - residue + dilation - 1) // dilation
+    start = torch.minimum((p - window // 2).clamp(min=0), in_class - window)
+    steps = torch.arange(window, device=device)
+    keys = residue[:, None] + dilation * (start[:, None] + steps)
+    bias = (start - p + window - 1)[:, None] + steps
+    return torch.stack([keys, bias])
 
 
 class _Rows:

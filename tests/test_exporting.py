@@ -1,0 +1,149 @@
+"""Every family as files for other runtimes: what `export` writes agrees with the model, and needs nothing of ours."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from visionssm import cli
+from visionssm.apps import export
+from visionssm.apps.classify import load_untrained
+from visionssm.ops import selective_scan_ref
+from visionssm.ops.chunked import forward_at_once
+from visionssm.ops.inputs import ScanInputs
+from visionssm.ops.plain import plain_program
+from visionssm.weights.published import FAMILIES
+
+SMALL = [
+    name for family in FAMILIES.values() if not family.borrowed for name in family.models if name.startswith('test_')
+]
+# in a process without timm and without this package
+ALONE = """
+import sys
+sys.modules['timm'] = sys.modules['visionssm'] = None
+import torch
+images, expected = torch.load(sys.argv[2])
+if sys.argv[1] == 'aoti':
+    run = torch._inductor.aoti_load_package(sys.argv[3])
+else:
+    run = torch.export.load(sys.argv[3]).module()
+with torch.no_grad():
+    error = (run(images) - expected).abs().max() / expected.std()
+assert error < 1e-4, error
+"""
+
+
+def program(model, size=96):
+    batch = {0: torch.export.Dim('batch')}
+    return torch.export.export(model.requires_grad_(False), (torch.randn(2, 3, size, size),), dynamic_shapes=(batch,))
+
+
+def run_alone(form, file, model, tmp_path, code=ALONE):
+    images = torch.randn(3, 3, 96, 96)
+    with torch.no_grad():
+        torch.save((images, model(images)), tmp_path / 'expected.pt')
+    command = [sys.executable, '-P', '-c', code, form, str(tmp_path / 'expected.pt'), str(file)]
+    subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.parametrize('window', [0, 5])
+@pytest.mark.parametrize('mode', [0, 1, 2])
+@pytest.mark.parametrize('length', [1, 16, 50])
+def test_scan_at_once_is_the_definition(length, mode, window):
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g)
+
+    shape = 2, length, 3
+    tensors = (
+        draw(2, length, 4), draw(*shape, 4), -torch.exp(draw(3, 4, 2)), draw(*shape, 2), draw(*shape, 2), draw(3, 4),
+        draw(2, length, 4), draw(3, 4),
+    )  # fmt: skip
+    order = torch.stack([torch.randperm(length, generator=g) for _ in range(3)])
+    expected = selective_scan_ref(
+        *tensors, True, order=order, merge=mode == 0, per_step=mode == 2, local_window=window or None,
+        return_last_state=True,
+    )  # fmt: skip
+    found = forward_at_once(ScanInputs(*tensors, order, None, True, mode, window, True))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_plain_program(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    plain = plain_program(program(model))
+    assert not [node for node in plain.graph.nodes if 'visionssm' in str(node.target)]
+    images = torch.randn(3, 3, 96, 96)
+    with torch.no_grad():
+        expected = model(images)
+        assert (plain.module()(images) - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_program_of_any_size(tmp_path):
+    model = load_untrained('test_vmamba', dynamic_size=True)
+    file = tmp_path / 'model.pt2'
+    checks = export.export_model(model, file, 'exported-program', (3, 96, 96), dynamic_size=True, operators='ours')
+    assert [check.shape for check in checks] == [(2, 3, 96, 96), (2, 3, 128, 96)] and file.is_file()
+
+
+def test_program_runs_alone(tmp_path):
+    model, file = timm.create_model('test_lbvim').eval(), tmp_path / 'model.pt2'
+    export.export_model(model, file, 'exported-program', (3, 96, 96))
+    run_alone('exported-program', file, model, tmp_path)
+
+
+def test_core_program():
+    core = plain_program(program(timm.create_model('test_vmamba').eval()), core=True)
+    operators = {node.target for node in core.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    assert not {str(op) for op in operators if torch.Tag.core not in op.tags}
+
+
+@pytest.mark.parametrize('operators', ['plain', 'ours'])
+def test_aoti_runs_alone(operators, tmp_path):
+    model, file = timm.create_model('test_vmamba', depths=(1, 1, 1, 1)).eval(), tmp_path / 'model.pt2'
+    export.export_model(model, file, 'aoti', (3, 96, 96), operators=operators)
+    code = (
+        ALONE
+        if operators == 'plain'
+        else ALONE.replace("sys.modules['timm'] = sys.modules['visionssm'] = None", 'import visionssm')
+    )
+    run_alone('aoti', file, model, tmp_path, code)
+
+
+@pytest.mark.parametrize(('form', 'name'), [('onnx', 'model.onnx'), ('openvino', 'model.xml'), ('torchscript', 'm.pt')])
+def test_command(form, name, tmp_path, capsys):
+    file = tmp_path / name
+    arguments = ['export', 'test_vmamba', '--random', '--format', form, '--output', str(file), '--dynamic-size']
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert '2 x 3 x 96 x 96: differs by' in said and '2 x 3 x 128 x 96: differs by' in said and file.is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--format', 'coreml'], 'allowed are onnx, exported-program, aoti, torchscript, openvino'),
+        (['--format', 'torchscript'], 'must end in .pt or .ts'),
+        (['--format', 'onnx', '--operators', 'core'], 'operators can be chosen for exported-program and aoti'),
+        (['--format', 'onnx', '--batch', '1'], 'allowed are integers from 2'),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path, capsys):
+    file = tmp_path / 'model.onnx'
+    assert cli.main(['export', 'test_vmamba', '--random', '--output', str(file), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_that_disagrees(tmp_path, monkeypatch):
+    form = export.FORMATS['torchscript']
+    monkeypatch.setitem(export.FORMATS, 'torchscript', form._replace(read=lambda file: lambda images: images.sum()))
+    with pytest.raises(ValueError, match='nothing was written'):
+        export.export_model(timm.create_model('test_vmamba'), tmp_path / 'model.pt', 'torchscript', (3, 96, 96))
+    assert not list(tmp_path.iterdir())
