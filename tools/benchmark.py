@@ -31,6 +31,7 @@ MODELS = [
     'swin_tiny_patch4_window7_224',
     'convnext_tiny',
     'mambaout_tiny',
+    'vssd_tiny',
     'deit_small_patch16_224',
 ]
 MODELS += [

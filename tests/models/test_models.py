@@ -24,7 +24,7 @@ from visionssm.weights.published import FAMILIES
 
 NAMES = [name for family in FAMILIES.values() if not family.borrowed for name in family.models]
 SMALL = [name for name in NAMES if name.startswith('test_')]
-SCANNING = [name for name in SMALL if hasattr(timm.create_model(name, device='meta'), 'set_scan')]
+SCANNING = [name for name in SMALL if hasattr(timm.create_model(name, device='meta'), 'scan')]
 # those whose scans walk whole maps, not windows of a fixed size
 WHOLE = [name for name in SCANNING if not hasattr(timm.create_model(name, device='meta'), 'windows')]
 

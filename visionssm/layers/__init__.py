@@ -1,6 +1,7 @@
 """Modules that several families are built from."""
 
 from .attention import SelfAttention
+from .conv import BottleneckDownsample, BottleneckStem, DepthwiseConv
 from .embed import (
     ConvDownsample,
     GridEmbed,
@@ -32,8 +33,11 @@ from .ssm import (
 
 __all__ = [
     'SS2D',
+    'BottleneckDownsample',
+    'BottleneckStem',
     'ChannelGate',
     'ConvDownsample',
+    'DepthwiseConv',
     'DepthwiseMlp',
     'FastLinears',
     'GridEmbed',

@@ -35,6 +35,7 @@ from timm.models import checkpoint, register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    DepthwiseConv,
     FastLinears,
     Linear,
     ScanningModule,
@@ -107,22 +108,6 @@ def rotary_embedding(height: int, width: int, dim: int, like: Tensor) -> Tensor:
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels of (B, H, W, heads, C)."""
     return apply_rot_embed_cat(x, rope).to(x.dtype)
-
-
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of (B, H, W, C), padded to keep the size.
-
-    Args:
-        dim: Channels.
-        kernel_size: Side of the kernel, odd.
-    """
-
-    def __init__(self, dim: int, kernel_size: int, device=None, dtype=None) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
-        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class OutProjection(Linear):

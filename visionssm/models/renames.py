@@ -47,6 +47,23 @@ VSSM_RENAMES: Renames = [
     (r'\.(?:self_attention|op)\.', '.mixer.'),
     *SCAN_RENAMES,
 ]
+# stem, downsampling and head of MLLA's descendants
+MLLA_RENAMES: Renames = [
+    (r'^backbone\.', ''),
+    (r'^patch_embed\.conv1\.', 'stem.conv1.'),
+    (r'^patch_embed\.conv2\.0\.', 'stem.conv2.'),
+    (r'^patch_embed\.conv2\.1\.', 'stem.conv3.'),
+    (r'^patch_embed\.conv3\.0\.', 'stem.conv4.'),
+    (r'^patch_embed\.conv3\.1\.', 'stem.conv5.'),
+    (r'^(stem\.conv\d)\.norm\.', r'\1.bn.'),
+    (r'^layers\.(\d+)\.downsample\.', lambda match: f'stages.{int(match[1]) + 1}.downsample.'),
+    (r'\.downsample\.conv\.0\.conv\.', '.downsample.fc1.'),
+    (r'\.downsample\.conv\.1\.conv\.', '.downsample.conv.'),
+    (r'\.downsample\.conv\.2\.conv\.', '.downsample.fc2.'),
+    (r'\.downsample\.conv\.2\.norm\.', '.downsample.norm.'),
+    (r'^layers\.', 'stages.'),
+    (r'^head\.(?!fc\.)', 'head.fc.'),
+]
 _STEM = {
     PatchStem: {'0': 'conv', '2': 'norm'},
     OverlapStem: {'0': 'conv1', '2': 'norm1', '5': 'conv2', '7': 'norm2'},

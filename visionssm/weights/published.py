@@ -324,6 +324,78 @@ MSVMAMBA = Family(
     ),
 )
 
+# VSSD
+
+_VSSD = 'https://github.com/YuHengsss/VSSD'
+_VSSD_COST = 'how theirs was counted is not published; ours has {} G in the sums over tokens and in reading them'
+_VSSD_DOUBT = 'the repository of the code states no licence'
+
+
+def _vssd(model: str, file: str, top1: float, tag: str = 'in1k') -> Published:
+    return Published(
+        model=f'vssd_{model}',
+        tag=tag,
+        metrics={'top-1': top1},
+        license='unknown',
+        doubt=_VSSD_DOUBT,
+        origin_url=_VSSD,
+        repo='YuhengSSS/VSSD',
+        filename=f'vssd_{model}_{file}.pth',
+        container='model',
+        contents=', trained with MESA' if tag == 'mesa_in1k' else '',
+    )
+
+
+def _vssd_dense(model: str, method: str, dataset: str, file: str, *values: float) -> Published:
+    return Published(
+        model=f'vssd_{model}',
+        method=method,
+        dataset=dataset,
+        metrics=_metrics(dataset, values),
+        license='unknown',
+        doubt=_VSSD_DOUBT,
+        origin_url=_VSSD,
+        repo='YuhengSSS/VSSD',
+        filename=f'{file}.pth',
+        container='state_dict',
+    )
+
+
+VSSD = Family(
+    key='vssd',
+    title='VSSD',
+    paper='VSSD: Vision Mamba with Non-Causal State Space Duality',
+    arxiv='2407.18559',
+    venue='arXiv 2024',
+    repository=_VSSD,
+    commit='87b753b356dd0cd176a6356fdb82fa536d8435eb',
+    license='unknown',
+    models={
+        'vssd_micro': Model(13_512_964, 2_387_381_760, '14', '2.3', _VSSD_COST.format('0.14')),
+        'vssd_tiny': Model(24_270_724, 4_663_769_088, '24', '4.5', _VSSD_COST.format('0.31')),
+        'vssd_small': Model(40_075_650, 7_708_875_264, '40', '7.4', _VSSD_COST.format('0.53')),
+        'vssd_base': Model(88_823_151, 16_648_788_480, '89', '16.1', _VSSD_COST.format('0.79')),
+        'test_vssd': Model(521_905, 21_939_968, container='model'),
+    },
+    files=(
+        _vssd('micro', 'best', 82.5),
+        _vssd('tiny', 'best_ema', 83.6),
+        _vssd('small', 'best_ema', 84.1),
+        _vssd('base', 'best_ema', 84.7),
+        _vssd('tiny', 'e300_with_mesa', 84.1, 'mesa_in1k'),
+        _vssd('small', 'e300_with_mesa', 84.5, 'mesa_in1k'),
+        _vssd('base', 'e300_with_mesa', 85.4, 'mesa_in1k'),
+        _vssd_dense('micro', _MASK, 'coco', 'mask_rcnn_vssd_fpn_coco_micro', 45.4, 41.3),
+        _vssd_dense('tiny', _MASK, 'coco', 'mask_rcnn_vssd_fpn_coco_tiny', 46.9, 42.6),
+        _vssd_dense('small', _MASK, 'coco', 'mask_rcnn_vssd_fpn_coco_small', 48.4, 43.5),
+        _vssd_dense('micro', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_micro_3x', 47.7, 42.8),
+        _vssd_dense('tiny', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_tiny_3x', 48.8, 43.6),
+        _vssd_dense('small', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_small_3x', 50.0, 44.6),
+        _vssd_dense('micro', _UPER, 'ade20k', 'upernet_vssd_final_4xb4-160k_ade20k-512x512_micro', 45.6, 46.0),
+        _vssd_dense('tiny', _UPER, 'ade20k', 'upernet_vssd_4xb4-160k_ade20k-512x512_tiny', 47.9, 48.7),
+    ),
+)
+
 # GroupMamba
 
 _GROUPMAMBA = 'https://github.com/Amshaker/GroupMamba'
@@ -685,7 +757,7 @@ MAMBAVISION = Family(
 
 FAMILIES = {
     family.key: family
-    for family in (VMAMBA, VIM, MSVMAMBA, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAVISION, MAMBAOUT)
+    for family in (VMAMBA, VIM, MSVMAMBA, VSSD, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAVISION, MAMBAOUT)
 }
 
 
