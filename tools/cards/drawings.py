@@ -134,6 +134,30 @@ DRAWINGS = {
             'then columns backwards': Route('cross', 3, 4),
         },
     ),
+    'vssd': Drawing(
+        example='vssd_tiny',
+        blocks={
+            'Block': [
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'NC-SSD'),
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'Linear C \u2192 4C', 'GELU', 'Linear 4C \u2192 C'),
+            ],
+            'NC-SSD': [
+                'Linear C \u2192 D',
+                (
+                    '\u00d7',
+                    ['depthwise conv 3\u00d73', 'SiLU', 'sum over tokens', 'LayerNorm'],
+                    [],
+                ),
+                'Linear D \u2192 C',
+            ],
+        },
+        legend=(
+            'C: channels; D = 2C. Sum over tokens: S = sum of \u0394A B x over the image, per head; y = C S + D x. '
+            'In the last stage, attention takes the place of NC-SSD.'
+        ),
+    ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',
         blocks={

@@ -1,0 +1,8 @@
+"""UPerNet with VSSD-T, 160k iterations, ADE20K: mIoU 47.9, mIoU (multi-scale) 48.7 by the authors."""
+
+_base_ = './_base_/upernet_160k.py'
+model = dict(
+    backbone=dict(model_name='vssd_tiny', drop_path_rate=0.2, init_cfg=dict(checkpoint='vssd_tiny.in1k')),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+    auxiliary_head=dict(in_channels=256),
+)
