@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -38,7 +38,8 @@ from visionssm.scans import ScanOrder, get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
-from .pyramid import Pyramid, Stage
+from .distilled import DistilledHead, DistilledPyramid
+from .pyramid import Stage
 from .renames import SCAN_RENAMES, rename
 
 __all__ = ['GroupMamba']
@@ -169,8 +170,8 @@ class ClassBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class DistilledHead(nn.Module):
-    """Pooling, `ClassBlock`, norm, and two classifiers, of which `fc_dist` learns from a teacher.
+class GroupHead(DistilledHead):
+    """Pooling, `ClassBlock`, norm, and two classifiers.
 
     Without pooling there is no token to refine: neither block nor norm.
 
@@ -185,22 +186,17 @@ class DistilledHead(nn.Module):
     def __init__(
         self, dim: int, num_classes: int, global_pool: str, drop_rate: float, scan: ScanOrder, device=None, dtype=None
     ) -> None:
-        super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt='NHWC')
-        self.num_features = dim * self.global_pool.feat_mult()
+        super().__init__(dim, num_classes, global_pool, drop_rate, **dd)
         self.block = ClassBlock(self.num_features, scan, **dd) if global_pool else nn.Identity()
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6, **dd) if global_pool else nn.Identity()
-        self.drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.fc_dist = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the classifiers see of a map (B, H, W, C)."""
-        return self.drop(self.norm(self.block(self.global_pool(x))))
+    def refine(self, x: Tensor) -> Tensor:
+        """Refine and norm the pooled token."""
+        return self.norm(self.block(x))
 
 
-class GroupMamba(Pyramid):
+class GroupMamba(DistilledPyramid):
     """GroupMamba with two classifiers.
 
     Args:
@@ -275,48 +271,16 @@ class GroupMamba(Pyramid):
             output_stride,
             **dd,
         )
-        self.distilled_training = False
         self.scan_directions = order.directions
         self.apply(_init_weights)
 
     def _make_head(self, num_classes: int, global_pool: str, device, dtype) -> nn.Module:
-        return DistilledHead(
+        return GroupHead(
             self.num_features, num_classes, global_pool, self.drop_rate, get_scan(self.scan), device, dtype
         )
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, refine and classify a map; with `pre_logits` do not classify.
-
-        Returns:
-            The average of both classifiers; in distilled training (classifier, distillation classifier).
-        """
-        x = self.head(x)
-        if pre_logits:
-            return x
-        x, dist = self.head.fc(x), self.head.fc_dist(x)
-        if self.distilled_training and self.training and not torch.jit.is_scripting():
-            return x, dist
-        return (x + dist) / 2
-
-    @torch.jit.ignore
-    def set_distilled_training(self, enable: bool = True) -> None:
-        """Let `train()` return both classifiers' logits, the second of which is for a teacher's labels."""
-        self.distilled_training = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
-        """Both classifiers."""
-        return self.head.fc, self.head.fc_dist
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Set new classifiers for `num_classes` (0: none), and pooling unless None, on the same device and dtype."""
-        old = self.head
-        super().reset_classifier(num_classes, global_pool)
+    def _init_head(self) -> None:
         self.head.apply(_init_weights)
-        pooled = old.global_pool.pool_type and self.head.global_pool.pool_type
-        if pooled and old.num_features == self.head.num_features:
-            self.head.block, self.head.norm = old.block, old.norm
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
