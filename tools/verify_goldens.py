@@ -219,8 +219,13 @@ def _mambavision(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'mambavision_{sizes[match["size"]]}', {'img_size': int(match['side'] or 224)}
 
 
-def _mambaout(meta: dict, match: re.Match) -> tuple[str, dict]:
-    return match['name'], {}
+def _lower(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return match['name'].lower(), {}
+
+
+def stem_and_stages(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
+    """The stem's map and the stages'."""
+    return [model.stem(x).permute(0, 3, 1, 2), *stages(model, x, meta)]
 
 
 FAMILIES = (
@@ -306,9 +311,16 @@ FAMILIES = (
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
         container='state_dict',
     ),
+    Family(
+        r' model\.mobilemamba\..*(?P<name>MobileMamba_\w+)$',
+        _lower,
+        stem_and_stages,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        container='',
+    ),
     Family(  # timm's own model and names
         r' models\.mambaout\.(?P<name>mambaout_\w+)$',
-        _mambaout,
+        _named_alike,
         stages,
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
         container='',

@@ -23,6 +23,9 @@ def fill_tensor(name: str, shape, overrides: list[dict] | None = None) -> np.nda
         if re.search(rule['regex'], name):
             if rule.get('rope'):  # A2Mamba's constant angles, each twice
                 return np.repeat(1.0 / 10000.0 ** np.linspace(0.0, 1.0, shape[0] // 2), 2).astype(np.float32)
+            if rule.get('haar'):  # MobileMamba's constant filters, for every channel
+                signs = np.array([[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]])
+                return np.tile(signs[:, None] / 2, (shape[0] // 4, 1, 1, 1)).astype(np.float32)
             return (rule['uniform'] * u + rule.get('add', 0.0)).astype(np.float32)
     return _fill_by_name(name, shape, u).astype(np.float32)
 

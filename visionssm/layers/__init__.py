@@ -2,6 +2,7 @@
 
 from .attention import SelfAttention
 from .conv import BottleneckDownsample, BottleneckStem, DepthwiseConv
+from .convnorm import ConvNorm, scale_and_shift
 from .embed import (
     ConvDownsample,
     GridEmbed,
@@ -37,6 +38,7 @@ __all__ = [
     'BottleneckStem',
     'ChannelGate',
     'ConvDownsample',
+    'ConvNorm',
     'DepthwiseConv',
     'DepthwiseMlp',
     'FastLinears',
@@ -72,6 +74,7 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'scale_and_shift',
     'scan_tokens',
     'split_projection',
     'spread',

@@ -32,6 +32,7 @@ class SS2D(ScanningModule):
         directions: Number of directions asked of `scan`.
         direction: The one direction of `scan` to walk, with one parameter set; None: all.
         local_window: Steps per window of LBMamba's local backward scan; 0: none.
+        projection: Layer of both projections, given channels in, channels out and `bias=False`.
 
     Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz).
     """
@@ -50,6 +51,7 @@ class SS2D(ScanningModule):
         directions: int = 4,
         direction: int | None = None,
         local_window: int = 0,
+        projection: type[nn.Module] = Linear,
         device=None,
         dtype=None,
     ) -> None:
@@ -58,7 +60,7 @@ class SS2D(ScanningModule):
         d_inner = int(expand * dim)
         order = get_scan(scan, directions)
         self.gate = gate
-        self.in_proj = Linear(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
+        self.in_proj = projection(dim, 2 * d_inner if gate else d_inner, bias=False, **dd)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=conv_bias, **dd)
         self.act = get_act_layer(act_layer)()
         rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
@@ -66,7 +68,7 @@ class SS2D(ScanningModule):
         sets = order.directions if direction is None else 1
         self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, local_window=local_window, **dd)
         self.norm = nn.LayerNorm(d_inner, **dd)
-        self.out_proj = Linear(d_inner, dim, bias=False, **dd)
+        self.out_proj = projection(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
 
     @torch.jit.ignore

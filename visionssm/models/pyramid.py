@@ -65,14 +65,18 @@ class Pyramid(ScanningBackbone):
         num_classes: Classes; 0: no classifier.
         global_pool: '' or a pooling of `timm.layers.SelectAdaptivePool2d`.
         drop_rate: Dropout before the classifier.
-        output_stride: Pixels per token of the last map, 8, 16 or 32: stages that would go beyond keep the resolution,
-            and their convolutions are dilated instead. The weights are the same.
+        output_stride: Pixels per token of the last map, one of `output_strides`: stages that would go beyond keep the
+            resolution, and their convolutions are dilated instead. The weights are the same.
+
+    Attributes:
+        output_strides: What `output_stride` may be.
 
     Raises:
         ValueError: If `output_stride` is none of these.
     """
 
     embedding = 'stem'
+    output_strides: tuple[int, ...] = (8, 16, 32)
 
     def __init__(
         self,
@@ -90,8 +94,10 @@ class Pyramid(ScanningBackbone):
         dtype=None,
     ) -> None:
         super().__init__()
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride is {output_stride!r}; allowed are 8, 16 and 32')
+        if output_stride not in self.output_strides:
+            *most, last = self.output_strides
+            allowed = f'{", ".join(map(str, most))} and {last}'
+            raise ValueError(f'output_stride is {output_stride!r}; allowed are {allowed}')
         strides, dilation = [reduction], 1
         for stage in stages[1:]:
             keep = strides[-1] >= output_stride

@@ -639,6 +639,72 @@ A2MAMBA = Family(
     ),
 )
 
+# MobileMamba
+
+_MOBILEMAMBA = 'https://github.com/lewandofskee/MobileMamba'
+
+_MOBILEMAMBA_ALL = '1EDqWI6JKMaLZRSRWt9aM7VXaNvosStGE'  # all files in one
+
+
+def _mobilemamba(model: str, top1: float, file: str = _MOBILEMAMBA_ALL, tag: str = 'in1k', *notes: str) -> Published:
+    return Published(
+        model=f'mobilemamba_{model}',
+        tag=tag,
+        metrics={'top-1': top1},
+        license='mit',
+        origin_url=_MOBILEMAMBA,
+        page=f'https://drive.google.com/file/d/{file}',
+        notes=(*(('trained for 1000 epochs, with soft distillation from TResNet-L',) if tag != 'in1k' else ()), *notes),
+    )
+
+
+MOBILEMAMBA = Family(
+    key='mobilemamba',
+    title='MobileMamba',
+    paper='MobileMamba: Lightweight Multi-Receptive Visual Mamba Network',
+    arxiv='2411.15941',
+    venue='CVPR 2025',
+    repository=_MOBILEMAMBA,
+    commit='0980f48a23d232e0f2e86e740eccab038c8fd760',
+    license='mit',
+    models={
+        'mobilemamba_t2': Model(8_806_682, 252_779_944, '8.8', '0.255'),
+        'mobilemamba_t4': Model(14_137_690, 410_078_024, '14.2', '0.413'),
+        'mobilemamba_s6': Model(14_996_696, 648_777_392, '15.0', '0.652'),
+        'mobilemamba_b1': Model(17_070_625, 1_074_391_040, '17.1', '1.080'),
+        'mobilemamba_b2': Model(17_070_625, 2_415_006_080, '17.1', '2.427'),
+        'mobilemamba_b4': Model(17_070_625, 4_291_867_136, '17.1', '4.313'),
+        'test_mobilemamba': Model(438_743, 6_980_288),
+    },
+    files=(
+        _mobilemamba(
+            't2',
+            71.5,
+            '1LXh5wjVEUu5Kj1foclC9zmlKsy7JpMQ-',
+            'in1k',
+            'the repository says 71.5 and, under testing, 73.638',
+        ),
+        _mobilemamba('t2', 76.9, '14UUeEeN62a1jo5qit-m0yChQnNU8JWQG', 'dist_in1k'),
+        _mobilemamba('t4', 76.1),
+        _mobilemamba('t4', 78.9, tag='dist_in1k'),
+        _mobilemamba('s6', 78.0),
+        _mobilemamba('s6', 80.7, tag='dist_in1k'),
+        _mobilemamba('b1', 79.9, '1ODO1XM2luMfczbDLJxHrEl-ie7yUscAC'),
+        _mobilemamba('b1', 82.2, '15rBhYky_f7jNSknXujuwQESaIkiTBAR1', 'dist_in1k'),
+        _mobilemamba('b2', 81.6),
+        _mobilemamba('b2', 83.3, tag='dist_in1k'),
+        _mobilemamba('b4', 82.5),
+        _mobilemamba('b4', 83.6, tag='dist_in1k'),
+    ),
+    unpublished=_unpublished(
+        ('mobilemamba_b1.mask_rcnn_1x_coco', 40.6, 37.4),
+        ('mobilemamba_b1.retinanet_1x_coco', 39.6),
+        ('mobilemamba_b4.fpn_160k_ade20k', 42.5),
+        ('mobilemamba_b4.deeplabv3_80k_ade20k', 36.6),
+        ('mobilemamba_b4.pspnet_80k_ade20k', 36.9),
+    ),
+)
+
 # MambaOut: timm has the family, and its registry says where the weights are
 
 MAMBAOUT = Family(
@@ -757,7 +823,19 @@ MAMBAVISION = Family(
 
 FAMILIES = {
     family.key: family
-    for family in (VMAMBA, VIM, MSVMAMBA, VSSD, GROUPMAMBA, PLAINMAMBA, LBVIM, A2MAMBA, MAMBAVISION, MAMBAOUT)
+    for family in (
+        VMAMBA,
+        VIM,
+        MSVMAMBA,
+        VSSD,
+        GROUPMAMBA,
+        PLAINMAMBA,
+        LBVIM,
+        A2MAMBA,
+        MAMBAVISION,
+        MOBILEMAMBA,
+        MAMBAOUT,
+    )
 }
 
 
