@@ -158,6 +158,55 @@ DRAWINGS = {
             'In the last stage, attention takes the place of NC-SSD.'
         ),
     ),
+    'mobilemamba': Drawing(
+        example='mobilemamba_t4',
+        blocks={
+            'Block': [
+                (
+                    '+',
+                    [],
+                    [
+                        _residual('depthwise conv 3\u00d73, BatchNorm'),
+                        _residual('MLP'),
+                        _residual('Mixer'),
+                        _residual('depthwise conv 3\u00d73, BatchNorm'),
+                        _residual('MLP'),
+                    ],
+                ),
+            ],
+            'MLP': ['conv C \u2192 2C, BatchNorm', 'ReLU', 'conv 2C \u2192 C, BatchNorm'],
+            'Mixer': [
+                (
+                    'concat',
+                    [('+', ['SS2D', '\u00d7 scale'], ['Wavelets'])],
+                    ['depthwise conv k\u00d7k, BatchNorm', 'ReLU', '\u00d7 scale, BatchNorm'],
+                    [],
+                ),
+                'ReLU',
+                'conv C \u2192 C, BatchNorm',
+            ],
+            'SS2D': [
+                'conv G \u2192 2D, BatchNorm',
+                (
+                    '\u00d7',
+                    [
+                        'depthwise conv 3\u00d73',
+                        'SiLU',
+                        ('+', ['scan \u2192'], ['scan \u2190']),
+                        'LayerNorm',
+                    ],
+                    ['SiLU'],
+                ),
+                'conv D \u2192 G, BatchNorm',
+            ],
+            'Wavelets': ['Haar: G \u2192 4G, half the size', 'depthwise conv k\u00d7k', '\u00d7 scale', 'inverse'],
+        },
+        legend=f'{_LEGEND} G: channels that are scanned; D = 2G; k: 7, 5 and 3 in the three stages.',
+        scans={
+            'rows': Route('bidirectional', 0, 4),
+            'rows backwards': Route('bidirectional', 1, 4),
+        },
+    ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',
         blocks={

@@ -254,6 +254,11 @@ def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
         yield row['model'], str(row['size']), inference, training, f'{where}, fp16 AMP, batch {row["batch"]}'
 
 
+def _example(family: Family) -> str:
+    """The model that stands for a family."""
+    return next((name for name in family.models if 'tiny' in name or 'l1' in name), next(iter(family.models)))
+
+
 def readme(text: str) -> str:
     """The text of the README with its table of families as the records have it now.
 
@@ -269,7 +274,7 @@ def readme(text: str) -> str:
             [
                 f'[{family.title}](model_cards/{key}.md)',
                 f'[arXiv:{family.arxiv}](https://arxiv.org/abs/{family.arxiv})',
-                f'{len(own)}, such as `{next(name for name in family.models if "tiny" in name or "l1" in name)}`',
+                f'{len(own)}, such as `{_example(family)}`',
                 f'{min(scores)} to {max(scores)} %' if scores else 'not known',
                 ', '.join(sorted({row['licence'] for row in own})),
             ]
