@@ -318,6 +318,13 @@ FAMILIES = (
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
         container='',
     ),
+    Family(
+        r'^(?P<name>efficientvmamba_\w+) ',
+        _named_alike,
+        stages_with_outnorm,
+        lambda name: Tolerance(2e-4, 2e-4, 2e-4),
+        container='state_dict',
+    ),
     Family(  # timm's own model and names
         r' models\.mambaout\.(?P<name>mambaout_\w+)$',
         _named_alike,

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from visionssm.scans import get_scan, list_scans
+from visionssm.scans.formulas import _FORMULAS, formula_table
 
 SIZES = [(1, 1), (1, 5), (5, 1), (4, 4), (7, 7), (5, 8), (8, 6), (13, 9), (14, 14)]
 BUILT_IN = [
@@ -134,6 +136,17 @@ def test_plainmamba_formulas(height, width):
     columns = np.where(column % 2 == 0, r, height - 1 - r) * width + column
     assert (get_scan('plainmamba').table(height, width) == [rows, rows[::-1], columns, columns[::-1]]).all()
     assert (_path('snake', height, width) == rows).all()
+
+
+@each_size
+@pytest.mark.parametrize('name', sorted(_FORMULAS))
+def test_formulas(name, height, width):
+    """What exported programs compute is the table."""
+    pads = [{}, {'pad': 'zero'}, {'step': 3}] if name == 'atrous' else [{}]
+    for args in pads:
+        order = get_scan({'name': name, **args})
+        table = formula_table(order, height, width, torch.zeros(1))
+        assert (table.numpy() == order.table(height, width)).all()
 
 
 @each_size

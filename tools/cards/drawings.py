@@ -207,6 +207,57 @@ DRAWINGS = {
             'rows backwards': Route('bidirectional', 1, 4),
         },
     ),
+    'efficientvmamba': Drawing(
+        example='efficientvmamba_tiny',
+        blocks={
+            'Block, stages 1 and 2': [
+                (
+                    '+',
+                    [],
+                    [
+                        'LayerNorm',
+                        (
+                            '+',
+                            ['ES2D', 'Gate'],
+                            ['depthwise conv 3\u00d73', 'BatchNorm, GELU', 'Linear C \u2192 C', 'Gate'],
+                        ),
+                    ],
+                ),
+            ],
+            'ES2D': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    [
+                        'depthwise conv 3\u00d73',
+                        'SiLU',
+                        ('join', *([f'scan, 1/4 {arrow}'] for arrow in '\u2192\u2193\u2192\u2193')),
+                        'LayerNorm',
+                    ],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+            'Gate': [
+                ('\u00d7', [], ['LayerNorm', 'mean over tokens', 'Linear, GELU', 'Linear, sigmoid']),
+            ],
+            'Block, stages 3 and 4': [
+                _residual(
+                    'Linear C \u2192 4C, BatchNorm, ReLU',
+                    'depthwise conv 3\u00d73, BatchNorm, ReLU',
+                    'squeeze and excitation',
+                    'Linear 4C \u2192 C, BatchNorm',
+                ),
+            ],
+        },
+        legend=f'{_LEGEND} D = 2C. Both gates of a block are one. Join: each token gets the result of its own walk.',
+        scans={
+            'from (0, 0), by rows': Route('atrous', 0, 8),
+            'from (1, 0), by columns': Route('atrous', 1, 8),
+            'from (0, 1), by rows': Route('atrous', 2, 8),
+            'from (1, 1), by columns': Route('atrous', 3, 8),
+        },
+    ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',
         blocks={

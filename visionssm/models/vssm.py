@@ -58,7 +58,7 @@ def make_stages(
     depths: Sequence[int],
     dims: Sequence[int],
     drop_path_rate: float,
-    block: Callable[[int, float], nn.Module],
+    block: Callable[[int, float], nn.Module] | Sequence[Callable[[int, float], nn.Module]],
     device=None,
     dtype=None,
 ) -> list[Stage]:
@@ -69,7 +69,7 @@ def make_stages(
         depths: Blocks per stage.
         dims: Channels per stage.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
-        block: Builds a block from its channels and its drop path rate.
+        block: Builds a block from its channels and its drop path rate; or one such per stage.
         device: Where parameters go.
         dtype: Their type.
 
@@ -83,7 +83,7 @@ def make_stages(
     return [
         Stage(
             halve(dims[i - 1], dim, device=device, dtype=dtype) if i else nn.Identity(),
-            [block(dim, rate) for rate in rates[i]],
+            [(block[i] if isinstance(block, Sequence) else block)(dim, rate) for rate in rates[i]],
         )
         for i, dim in enumerate(dims)
     ]

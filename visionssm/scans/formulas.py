@@ -52,7 +52,28 @@ def _plainmamba(height: Size, width: Size, like: Tensor) -> Tensor:
     return torch.stack([rows, rows.flip(0), columns, columns.flip(0)])
 
 
-_FORMULAS: dict[str, Callable[[Size, Size, Tensor], Tensor]] = {
+def _atrous(height: Size, width: Size, like: Tensor, step: int, pad: str) -> Tensor:
+    rows, columns = (height + step - 1) // step, (width + step - 1) // step
+    count, half = _count(rows, columns, like), step // 2
+    height, width, rows, columns = (_number(size, like) for size in (height, width, rows, columns))
+
+    def places(row: Tensor, column: Tensor) -> Tensor:
+        if pad == 'zero':
+            outside = (row >= height) | (column >= width)
+            return torch.where(outside, height * width, row * width + column)
+        return torch.minimum(row, height - 1) * width + torch.minimum(column, width - 1)
+
+    def sub_grid(top: int, left: int, by_columns: bool) -> Tensor:
+        side = rows if by_columns else columns
+        line, along = torch.div(count, side, rounding_mode='floor') * step, count % side * step
+        row, column = (along, line) if by_columns else (line, along)
+        return places(row + top, column + left)
+
+    return torch.stack([sub_grid(k % 2 * half, k // 2 * half, k % 2 == 1) for k in range(4)])
+
+
+_FORMULAS: dict[str, Callable[..., Tensor]] = {
+    'atrous': _atrous,
     'raster': _count,
     'bidirectional': _count,
     'cross': _count,
@@ -70,7 +91,7 @@ def formula_table(order: ScanOrder, height: Size, width: Size, like: Tensor) -> 
     formula = _FORMULAS.get(order.name)
     if formula is None:
         return None
-    path = formula(height, width, like)
+    path = formula(height, width, like, **dict(order.args))
     if path.ndim == 1 and order.directions == 4:
         other = _transposed(formula(width, height, like), height, width)
         path = torch.stack([path, other, path.flip(0), other.flip(0)])

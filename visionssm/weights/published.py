@@ -22,6 +22,7 @@ from .records import Family, Model, Published
 _MASK, _MASK3, _UPER = 'mask_rcnn_1x', 'mask_rcnn_3x', 'upernet_160k'
 # why a count is not what is printed
 _NORMS = 'theirs (fvcore) adds 5 for each value that a norm reads'
+_NO_SCAN = 'theirs is without the scan'
 _NO_HEAD = 'theirs is without the classifier'
 _NO_MIXERS = 'theirs is without scans and attention; ours without them is {}'
 _UNKNOWN = 'how theirs was counted is not published; ours is {} in matrix products, the rest in the scan'
@@ -705,6 +706,48 @@ MOBILEMAMBA = Family(
     ),
 )
 
+# EfficientVMamba
+
+_EFFICIENTVMAMBA = 'https://github.com/TerryPei/EfficientVMamba'
+
+
+def _efficientvmamba(size: str, top1: float, megabytes: float) -> Published:
+    return Published(
+        model=f'efficientvmamba_{size}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='apache-2.0',
+        origin_url=_EFFICIENTVMAMBA,
+        repo=f'TerryPei/EfficientVMamba-{size.capitalize()}',
+        filename=f'efficient_vmamba_{size}.ckpt',
+        size=round(megabytes * 1e6),
+        container='state_dict',
+        contents=', or all of it',
+    )
+
+
+EFFICIENTVMAMBA = Family(
+    key='efficientvmamba',
+    title='EfficientVMamba',
+    paper='EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba',
+    arxiv='2403.09977',
+    venue='AAAI 2025',
+    repository=_EFFICIENTVMAMBA,
+    commit='0bc5ee288b402d648641f5494b73e9d152e0c62b',
+    license='apache-2.0',
+    models={
+        'efficientvmamba_tiny': Model(6_493_660, 896_398_080, '6', '0.8', _NO_SCAN),
+        'efficientvmamba_small': Model(11_273_688, 1_472_167_936, '11', '1.3', _NO_SCAN),
+        'efficientvmamba_base': Model(33_717_136, 4_211_715_072, '33', '4.0', _NO_SCAN),
+        'test_efficientvmamba': Model(202_326, 12_494_720),
+    },
+    files=(
+        _efficientvmamba('tiny', 76.5, 26.2),
+        _efficientvmamba('small', 78.7, 45.3),
+        _efficientvmamba('base', 81.8, 135),
+    ),
+)
+
 # MambaOut: timm has the family, and its registry says where the weights are
 
 MAMBAOUT = Family(
@@ -834,6 +877,7 @@ FAMILIES = {
         A2MAMBA,
         MAMBAVISION,
         MOBILEMAMBA,
+        EFFICIENTVMAMBA,
         MAMBAOUT,
     )
 }
