@@ -228,6 +228,26 @@ def stem_and_stages(model: nn.Module, x: Tensor, meta: dict) -> list[Tensor]:
     return [model.stem(x).permute(0, 3, 1, 2), *stages(model, x, meta)]
 
 
+class LastMap(Dense):
+    """As recorded, its "logits" are the averages of the last map alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Averages of the last map."""
+        return self.maps(x)[-1].mean((2, 3))
+
+
+def _vcmamba(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'vcmamba_{match["size"].lower()}', {}
+
+
+def _vcmamba_downstream(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'vcmamba_{match["size"]}', {'img_size': meta['kwargs']['resolution'], 'stem_act': 'gelu'}
+
+
+def _vcmamba_dense(model: nn.Module, meta: dict) -> Dense:
+    return LastMap(DenseModel(model, range(4)))
+
+
 FAMILIES = (
     Family(
         r' (?P<vanilla>vanilla_)?vmamba_(?P<size>\w+)$',
@@ -324,6 +344,20 @@ FAMILIES = (
         stages_with_outnorm,
         lambda name: Tolerance(2e-4, 2e-4, 2e-4),
         container='state_dict',
+    ),
+    Family(
+        r' model\.mambacnn\.VCMamba_EfficientFormer_(?P<size>[SMB])$',
+        _vcmamba,
+        stages,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+    ),
+    Family(
+        r'^vcmamba_(?P<size>[smb])_seg.* segmentation\.MambaCNNBackbone\.',
+        _vcmamba_downstream,
+        dense_maps,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+        container='state_dict',
+        dense=_vcmamba_dense,
     ),
     Family(  # timm's own model and names
         r' models\.mambaout\.(?P<name>mambaout_\w+)$',

@@ -14,7 +14,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import visionssm  # noqa: F401  registers the models
-from visionssm.layers import ConvDownsample
+from visionssm.layers import ConvDownsample, ScanningModule
 from visionssm.models import a2mamba
 from visionssm.models.pyramid import Pyramid
 from visionssm.models.vssm import PatchMerge
@@ -517,7 +517,9 @@ def looking_ahead(name, **args):
 
 
 def picture(model):
-    return images(model, batch=1, size=(32, 32)).double()
+    walking = [name for name, module in model.named_modules() if isinstance(module, ScanningModule)]
+    side = 64 if all(name.startswith('stages.3.') for name in walking) else 32  # for a map of more than one token
+    return images(model, batch=1, size=(side, side)).double()
 
 
 @pytest.mark.parametrize('name', SCANNING)

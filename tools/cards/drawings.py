@@ -258,6 +258,33 @@ DRAWINGS = {
             'from (1, 1), by columns': Route('atrous', 3, 8),
         },
     ),
+    'vcmamba': Drawing(
+        example='vcmamba_s',
+        blocks={
+            'Convolutional block': [_residual('MLP', '\u00d7 scale')],
+            'Mamba block': [_residual('BatchNorm', 'Mixer'), _residual('BatchNorm', 'MLP')],
+            'MLP': [
+                'Linear C \u2192 4C, BatchNorm, GELU',
+                'depthwise conv 3\u00d73, BatchNorm, GELU',
+                'Linear 4C \u2192 C, BatchNorm',
+            ],
+            'Mixer': [
+                'Linear C \u2192 D, BatchNorm',
+                'depthwise conv 7\u00d77',
+                'SiLU',
+                ('+', *([scan] for scan in _CROSS)),
+                'LayerNorm, ReLU',
+                'Linear D \u2192 C, BatchNorm',
+            ],
+        },
+        legend=f'{_LEGEND} D = 2C. The walks are snakes, and share all parameters; each adds a term to B by its moves.',
+        scans={
+            'rows': Route('plainmamba', 0, 7),
+            'rows backwards': Route('plainmamba', 1, 7),
+            'columns': Route('plainmamba', 2, 7),
+            'columns backwards': Route('plainmamba', 3, 7),
+        },
+    ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',
         blocks={

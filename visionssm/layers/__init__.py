@@ -18,6 +18,7 @@ from .embed import (
 from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp
+from .path import PathScan, walk_with_moves
 from .pyramid import ResamplePyramid, SimplePyramid
 from .scanning import ScanningModule, ScanSpec, change_scan, check_local_window
 from .ss2d import SS2D
@@ -49,6 +50,7 @@ __all__ = [
     'Mlp',
     'OverlapStem',
     'PatchStem',
+    'PathScan',
     'ResamplePyramid',
     'ScanSpec',
     'ScanningModule',
@@ -78,6 +80,7 @@ __all__ = [
     'scan_tokens',
     'split_projection',
     'spread',
+    'walk_with_moves',
     'whole_side',
     'window_by_length',
 ]

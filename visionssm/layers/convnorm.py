@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .embed import spread
 from .functional import Linear
 
 
@@ -63,6 +64,12 @@ class ConvNorm(nn.Module):
         self.conv.weight.mul_(scale.reshape(-1, *[1] * (self.conv.weight.ndim - 1)))
         self.conv.bias = nn.Parameter(shift, requires_grad=self.conv.weight.requires_grad)
         self.bn = nn.Identity()
+
+    @torch.jit.ignore
+    def keep_size(self, dilation: int) -> None:
+        """Do not halve the map; read pixels that are `dilation` apart."""
+        self.conv.stride = (1, 1)
+        spread(self.conv, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and norm a map."""

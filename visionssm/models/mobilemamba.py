@@ -207,9 +207,9 @@ class MobileDownsample(FastLinears):
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:
         """Do not halve the map; read pixels that are `dilation` apart."""
-        self.halve.conv.stride = (1, 1)
-        for norm, distance in ((self.conv1, dilation), (self.halve, dilation), (self.conv2, 2 * dilation)):
-            spread(norm.conv, distance)
+        self.halve.keep_size(dilation)
+        spread(self.conv1.conv, dilation)
+        spread(self.conv2.conv, 2 * dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve (B, H, W, C)."""

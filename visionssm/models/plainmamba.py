@@ -21,19 +21,14 @@ from torch import Tensor, nn
 from visionssm.layers import (
     GridEmbed,
     Linear,
-    ScanningModule,
+    PathScan,
     ScanSpec,
-    StepProjection,
-    at_least_fp32,
     change_scan,
     check_image_size,
-    check_local_window,
-    decay_rates,
-    init_A_log,
     init_dt_bias,
-    scan_tokens,
+    walk_with_moves,
 )
-from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
+from visionssm.scans import get_scan
 
 from .builder import build, family_cfgs, record_args
 from .isotropic import Isotropic, fit_pos_embed
@@ -41,11 +36,7 @@ from .renames import rename
 
 __all__ = ['PlainMamba']
 
-torch.fx.wrap('at_least_fp32')
-torch.fx.wrap('decay_rates')
 torch.fx.wrap('resample_abs_pos_embed')
-torch.fx.wrap('scan_order')
-torch.fx.wrap('scan_tokens')
 
 
 class ConvPatchEmbed(GridEmbed):
@@ -99,11 +90,8 @@ class ConvPatchEmbed(GridEmbed):
         return self.proj(F.pad(x, [0, right, 0, bottom])).permute(0, 2, 3, 1).contiguous()
 
 
-class PlainMambaMixer(ScanningModule):
+class PlainMambaMixer(PathScan):
     """Gated mixer: projection, depthwise convolution, selective scan along all directions, summed; projection back.
-
-    The directions share all parameters. `direction_B` (5, N) is added to B by the move that led to the visited token:
-    none (the first step, or a jump), right, left, up, down.
 
     Args:
         dim: Channels in and out.
@@ -130,22 +118,11 @@ class PlainMambaMixer(ScanningModule):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
-        if d_conv % 2 == 0:
-            raise ValueError(f'd_conv is {d_conv!r}; allowed are odd numbers')
-        check_local_window(local_window)
         dd = {'device': device, 'dtype': dtype}
-        d_inner, rank = int(expand * dim), math.ceil(dim / 16)
-        self.d_state, self.dt_rank, self.local_window = d_state, rank, local_window
+        d_inner = int(expand * dim)
+        super().__init__(d_inner, math.ceil(dim / 16), d_state, d_conv, scan, local_window, **dd)
         self.in_proj = Linear(dim, 2 * d_inner, **dd)
-        self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
-        self.x_proj = Linear(d_inner, rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = StepProjection(rank, d_inner, bias_count=2, **dd)
-        self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
-        self.D = nn.Parameter(torch.ones(d_inner, **dd))
-        self.direction_B = nn.Parameter(torch.empty(5, d_state, **dd))
         self.out_proj = Linear(d_inner, dim, **dd)
-        self.set_scan(get_scan(scan, 4))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -158,14 +135,6 @@ class PlainMambaMixer(ScanningModule):
         bound = self.dt_proj.in_features**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         init_dt_bias(self.dt_proj.bias)
-        init_A_log(self.A_log)
-        trunc_normal_(self.direction_B, std=0.02)
-
-    @torch.jit.ignore
-    def set_scan(self, order: ScanOrder) -> None:
-        """Take another order, of any number of directions."""
-        self.num_directions = order.directions
-        self.permutation, self.zeros = order.permutation, order.zeros
 
     def forward(self, x: Tensor, walk: Tensor) -> Tensor:
         """Mix tokens.
@@ -174,42 +143,8 @@ class PlainMambaMixer(ScanningModule):
             x: Tokens, (B, H, W, C).
             walk: Visiting orders and the moves to each token, (2, K, T).
         """
-        _, height, width, _ = x.shape
-        K, N = self.num_directions, self.d_state
-        order = walk[0]
         x, z = self.in_proj(x).chunk(2, -1)
-        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
-        z = z.flatten(1, 2)
-        dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
-        dt = self.dt_proj(dt)
-        A, D = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
-        step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
-        if not self.permutation:  # a walk longer than the grid goes through the parameters again
-            step = step % (height * width)
-            dt, B, C = dt[:, step], B[:, step], C[:, step]
-        dt, C = dt.unsqueeze(2).expand(-1, -1, K, -1), C.unsqueeze(2).expand(-1, -1, K, -1)
-        B = B.unsqueeze(2) + self.direction_B[walk[1].t()]  # [B, T, K, N]
-        if self.permutation:
-            y = scan_tokens(
-                u=x,
-                delta=dt,
-                A=A,
-                B=B,
-                C=C,
-                D=D,
-                z=z,
-                order=order,
-                param_order=step.expand(K, -1),
-                local_window=self.local_window,
-            )
-        else:
-            if self.zeros:
-                x = F.pad(x, [0, 0, 0, 1])
-            u = x[:, order.t()]
-            y = scan_tokens(u=u, delta=dt, A=A, B=B, C=C, D=D, merge=False, local_window=self.local_window)
-            y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2))
-            y = (y[:, : height * width] if self.zeros else y) * F.silu(z)
-        return self.out_proj(y.unflatten(1, (height, width)))
+        return self.out_proj(self.convolve_and_scan(x, walk, z))
 
 
 class PlainMambaBlock(nn.Module):
@@ -326,9 +261,7 @@ class PlainMamba(Isotropic):
         _, height, width, _ = x.shape
         size = [height, width]
         pos_embed = resample_abs_pos_embed(self.pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
-        order = scan_order(self.scan, height, width, x)
-        moves = step_moves(order, width, height)
-        return x + pos_embed.unflatten(1, size), torch.stack([order.to(moves.dtype), moves])
+        return x + pos_embed.unflatten(1, size), walk_with_moves(self.scan, height, width, x)
 
     def _pool(self, x: Tensor) -> Tensor:
         return x.mean((1, 2)) if self.global_pool == 'avg' else x

@@ -706,6 +706,44 @@ MOBILEMAMBA = Family(
     ),
 )
 
+# VCMamba
+
+_VCMAMBA = 'https://github.com/Wertyuui345/VCMamba'
+
+
+def _vcmamba(size: str, top1: float) -> Published:
+    return Published(
+        model=f'vcmamba_{size}',
+        tag='dist_in1k',
+        metrics={'top-1': top1},
+        license='contradictory',
+        doubt='the Hub repository says apache-2.0, the repository of the code states no licence',
+        origin_url=_VCMAMBA,
+        repo='SLDGroup/VCMamba',
+        filename=f'VCMamba-{size.upper()}.pth',
+        container='model',
+    )
+
+
+VCMAMBA = Family(
+    key='vcmamba',
+    title='VCMamba',
+    paper='VCMamba: Bridging Convolutions with Multi-Directional Mamba for Efficient Visual Representation',
+    arxiv='2509.04669',
+    venue='ICCV 2025 workshop',
+    repository=_VCMAMBA,
+    commit='f8795a002b29f370d527b82479f70640b06ff3cb',
+    license='unknown',
+    models={
+        'vcmamba_s': Model(10_478_720, 1_106_894_080, '10.5', '1.1'),
+        'vcmamba_m': Model(21_072_176, 2_374_321_152, '21.0', '2.3'),
+        'vcmamba_b': Model(31_450_832, 4_064_276_480, '31.5', '4.0'),
+        'test_vcmamba': Model(207_176, 5_786_016),
+    },
+    files=(_vcmamba('s', 78.7), _vcmamba('m', 81.5), _vcmamba('b', 82.6)),
+    unpublished=_unpublished(('vcmamba_b.fpn_40k_ade20k', 47.1)),
+)
+
 # EfficientVMamba
 
 _EFFICIENTVMAMBA = 'https://github.com/TerryPei/EfficientVMamba'
@@ -877,6 +915,7 @@ FAMILIES = {
         A2MAMBA,
         MAMBAVISION,
         MOBILEMAMBA,
+        VCMAMBA,
         EFFICIENTVMAMBA,
         MAMBAOUT,
     )
