@@ -23,14 +23,13 @@ from visionssm.layers import (
     Linear,
     PathScan,
     ScanSpec,
-    change_scan,
     check_image_size,
     init_dt_bias,
     walk_with_moves,
 )
 from visionssm.scans import get_scan
 
-from .builder import build, family_cfgs, record_args
+from .builder import build, family_cfgs
 from .isotropic import Isotropic, fit_pos_embed
 from .renames import rename
 
@@ -203,6 +202,7 @@ class PlainMamba(Isotropic):
     """
 
     final_norm = r'(?:backbone\.)?(?:ln1|norm)\.(\w+)'
+    shared_directions = True
     takes_adapter = True
 
     def __init__(
@@ -269,20 +269,6 @@ class PlainMamba(Isotropic):
     @torch.jit.ignore
     def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
         return x
-
-    @torch.jit.ignore
-    def set_scan(self, scan: ScanSpec) -> None:
-        """Walk along another scan order, of any number of directions; the weights stay as they are.
-
-        Args:
-            scan: Name, dict, JSON string or `ScanOrder`.
-
-        Raises:
-            ValueError: If the order is unknown.
-        """
-        order = get_scan(scan, 4)
-        self.scan = change_scan(self, order, order.directions).to_json()
-        record_args(self, scan=self.scan)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

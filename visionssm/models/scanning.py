@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from visionssm.layers import ScanSpec, change_scan, whole_side
+from visionssm.scans import get_scan
 
 from .builder import record_args
 
@@ -16,17 +17,19 @@ class ScanningBackbone(nn.Module):
         final_norm: Pattern of the names, upstream's and ours, of the weights of the norm before the classifier, if the
             authors' detectors and segmenters put it on the last map; its group is the rest of a name.
         out_norm_eps: Epsilon of the norms that detectors and segmenters put behind maps; None: that of the final norm.
+        shared_directions: Whether directions share all parameters, so that a scan may have any number of them.
         takes_adapter: Whether `PlainMambaAdapter` fits around the model.
     """
 
     embedding: str = ''
     final_norm: str = '$^'
     out_norm_eps: float | None = None
+    shared_directions: bool = False
     takes_adapter: bool = False
 
     @torch.jit.ignore
     def set_scan(self, scan: ScanSpec) -> None:
-        """Walk along another scan order with as many directions; the weights stay as they are.
+        """Walk along another scan order with as many directions, or any if they share; the weights stay as they are.
 
         Args:
             scan: Name, dict, JSON string or `ScanOrder`.
@@ -34,7 +37,9 @@ class ScanningBackbone(nn.Module):
         Raises:
             ValueError: If the order is unknown or has another number of directions.
         """
-        self.scan = change_scan(self, scan, self.scan_directions).to_json()
+        order = get_scan(scan, self.scan_directions)
+        directions = order.directions if self.shared_directions else self.scan_directions
+        self.scan = change_scan(self, order, directions).to_json()
         record_args(self, scan=self.scan)
 
     @torch.jit.ignore

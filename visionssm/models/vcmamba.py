@@ -34,7 +34,6 @@ from visionssm.layers import (
     PathScan,
     ScanSpec,
     Stem,
-    change_scan,
     channels_last,
     check_image_size,
     walk_with_moves,
@@ -42,7 +41,7 @@ from visionssm.layers import (
 from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
-from .builder import build, family_cfgs, record_args
+from .builder import build, family_cfgs
 from .distilled import DistilledHead, DistilledPyramid
 from .pyramid import Stage
 from .renames import rename
@@ -233,6 +232,8 @@ class VCMamba(DistilledPyramid):
         ValueError: If an argument has a value that is not allowed; the message names it.
     """
 
+    shared_directions = True
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -317,20 +318,6 @@ class VCMamba(DistilledPyramid):
         for head in (self.head.fc, self.head.fc_dist):
             if isinstance(head, nn.Linear):
                 _fill(head)
-
-    @torch.jit.ignore
-    def set_scan(self, scan: ScanSpec) -> None:
-        """Walk along another scan order, of any number of directions; the weights stay as they are.
-
-        Args:
-            scan: Name, dict, JSON string or `ScanOrder`.
-
-        Raises:
-            ValueError: If the order is unknown.
-        """
-        order = get_scan(scan, 4)
-        self.scan = change_scan(self, order, order.directions).to_json()
-        record_args(self, scan=self.scan)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
