@@ -7,6 +7,23 @@ from .embed import spread
 from .functional import Linear
 
 
+class ChannelScale(nn.Conv2d):
+    """Depthwise 1x1 convolution of (B, H, W, C): torch would run it channel by channel on small maps.
+
+    Args:
+        dim: Channels.
+        bias: Whether it has a bias.
+    """
+
+    def __init__(self, dim: int, bias: bool = False, device=None, dtype=None) -> None:
+        super().__init__(dim, dim, 1, groups=dim, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale, and add the bias."""
+        y, bias = input * self.weight.flatten(), self.bias
+        return y if bias is None else y + bias
+
+
 def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What a batch norm multiplies by and adds in evaluation."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -14,7 +31,7 @@ def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 
 class ConvNorm(nn.Module):
-    """Convolution and BatchNorm on maps (B, H, W, C); one of 1x1 is a linear layer.
+    """Convolution and BatchNorm on maps (B, H, W, C); one of 1x1 is a linear layer, or a factor per channel.
 
     `timm.utils.reparameterize_model` makes it one layer, by `reparameterize`.
 
@@ -42,12 +59,14 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.pointwise = kernel_size == stride == groups == 1
-        self.conv = (
-            Linear(in_chans, out_chans, bias=bias, **dd)
-            if self.pointwise
-            else nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias, **dd)
-        )
+        depthwise = groups == in_chans == out_chans > 1
+        self.pointwise = kernel_size == stride == 1 and (groups == 1 or depthwise)
+        if self.pointwise:
+            conv = ChannelScale(in_chans, bias, **dd) if depthwise else Linear(in_chans, out_chans, bias=bias, **dd)
+        else:
+            padding = kernel_size // 2
+            conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, padding, groups=groups, bias=bias, **dd)
+        self.conv = conv
         self.bn = nn.BatchNorm2d(out_chans, **dd)
         if norm_weight != 1.0:
             nn.init.constant_(self.bn.weight, norm_weight)

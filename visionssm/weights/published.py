@@ -669,13 +669,13 @@ MOBILEMAMBA = Family(
     commit='0980f48a23d232e0f2e86e740eccab038c8fd760',
     license='mit',
     models={
-        'mobilemamba_t2': Model(8_806_682, 252_779_944, '8.8', '0.255'),
-        'mobilemamba_t4': Model(14_137_690, 410_078_024, '14.2', '0.413'),
-        'mobilemamba_s6': Model(14_996_696, 648_777_392, '15.0', '0.652'),
-        'mobilemamba_b1': Model(17_070_625, 1_074_391_040, '17.1', '1.080'),
-        'mobilemamba_b2': Model(17_070_625, 2_415_006_080, '17.1', '2.427'),
-        'mobilemamba_b4': Model(17_070_625, 4_291_867_136, '17.1', '4.313'),
-        'test_mobilemamba': Model(438_743, 6_980_288),
+        'mobilemamba_t2': Model(8_806_682, 252_770_044, '8.8', '0.255'),
+        'mobilemamba_t4': Model(14_137_690, 410_065_748, '14.2', '0.413'),
+        'mobilemamba_s6': Model(14_996_696, 648_759_384, '15.0', '0.652'),
+        'mobilemamba_b1': Model(17_070_625, 1_074_351_872, '17.1', '1.080'),
+        'mobilemamba_b2': Model(17_070_625, 2_414_917_952, '17.1', '2.427'),
+        'mobilemamba_b4': Model(17_070_625, 4_291_710_464, '17.1', '4.313'),
+        'test_mobilemamba': Model(438_743, 6_979_488),
     },
     files=(
         _mobilemamba(
