@@ -49,7 +49,9 @@ def check_model(name: str) -> PretrainedCfg:
     model, _, tag = name.partition('.')
     models = [*model_names(), *model_names('test_*')]
     if model not in models:
-        close = difflib.get_close_matches(model, models, 3) or [other for other in models if model[:4] in other][:3]
+        starting = [other for other in models if model and other.startswith(model)]
+        close = starting[:3] or difflib.get_close_matches(model, models, 3)
+        close = close or [other for other in models if model[:4] in other][:3]
         hint = f'; closest are {", ".join(close)}' if close else ''
         raise ValueError(f'unknown model {name!r}{hint}; `visionssm list` shows all')
     known = [other for other in model_names(f'{model}*', tags=True) if other.partition('.')[0] == model]
