@@ -100,7 +100,7 @@ def test_list(command):
         'mambaout_femto.in1k',
     ):
         assert part in text
-    assert len([line for line in lines if 'contradictory' in line]) == 3 + 3 + 5 + 3  # Vim, GroupMamba, EfficientVMamba
+    assert len([line for line in lines if 'contradictory' in line]) == 3 + 3 + 5 + 3
 
 
 def test_refusals(command):
