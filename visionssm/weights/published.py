@@ -737,7 +737,7 @@ VCMAMBA = Family(
     models={
         'vcmamba_s': Model(10_478_720, 1_106_894_080, '10.5', '1.1'),
         'vcmamba_m': Model(21_072_176, 2_374_321_152, '21.0', '2.3', 'how theirs was counted is not published'),
-        'vcmamba_b': Model(31_450_832, 4_064_276_480, '31.5', '4.0'),
+        'vcmamba_b': Model(31_450_832, 4_064_276_480, '31.5', '4.0', 'how theirs was counted is not published'),
         'test_vcmamba': Model(207_176, 5_786_016),
     },
     files=(_vcmamba('s', 78.7), _vcmamba('m', 81.5), _vcmamba('b', 82.6)),
