@@ -32,11 +32,7 @@ class _Attention(ctypes.Structure):
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = cpu.library()
-    for function in (library.visionssm_na_qk, library.visionssm_na_av, library.visionssm_na_av_transposed):
-        function.argtypes, function.restype = [ctypes.POINTER(_Attention)], ctypes.c_int
-    library.visionssm_attention_size.restype = ctypes.c_int64
-    if library.visionssm_attention_size() != ctypes.sizeof(_Attention):
-        raise cpu.CompileError(f'{library._name} has another struct layout than this Python')
+    cpu.bind(library, _Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
     return library
 
 

@@ -209,12 +209,23 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
         raise CompileError(f'{path} cannot be loaded: {error}') from error
-    for function in (lib.visionssm_scan_forward, lib.visionssm_scan_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Scan)], ctypes.c_int
-    lib.visionssm_scan_size.restype = ctypes.c_int64
-    if lib.visionssm_scan_size() != ctypes.sizeof(_Scan):
-        raise CompileError(f'{path} has another struct layout than this Python: {lib.visionssm_scan_size()} bytes')
+    bind(lib, _Scan, 'scan_size', 'scan_forward', 'scan_backward')
     return lib
+
+
+def bind(lib: ctypes.CDLL, structure: type[ctypes.Structure], size: str, *functions: str) -> None:
+    """Say that `functions` of the library take a `structure`.
+
+    Raises:
+        CompileError: If the library has another layout of it, by its function `size`.
+    """
+    for name in functions:
+        function = getattr(lib, f'visionssm_{name}')
+        function.argtypes, function.restype = [ctypes.POINTER(structure)], ctypes.c_int
+    ask = getattr(lib, f'visionssm_{size}')
+    ask.restype = ctypes.c_int64
+    if ask() != ctypes.sizeof(structure):
+        raise CompileError(f'{lib._name} has another struct layout than this Python: {ask()} bytes')
 
 
 @lru_cache(maxsize=1)

@@ -16,15 +16,16 @@ extern "C" struct Attention {  // every field is 8 bytes wide; `attention_cpu.py
 // Along an axis: where the keys of every position begin, and where each position lies in the order by classes.
 struct Axis {
   std::vector<int64_t> place, start;  // of a position; of its first key, in that order
+  std::vector<int64_t> start_at;      // the latter by place, which only rises
 
-  Axis(int64_t length, int64_t window, int64_t dilation) : place(length), start(length) {
+  Axis(int64_t length, int64_t window, int64_t dilation) : place(length), start(length), start_at(length) {
     int64_t offset = 0;
     for (int64_t residue = 0; residue < dilation; residue++) {
       const int64_t members = (length - residue + dilation - 1) / dilation;
       for (int64_t p = 0; p < members; p++) {
         const int64_t first = std::min(std::max<int64_t>(p - window / 2, 0), members - window);
         place[residue + p * dilation] = offset + p;
-        start[residue + p * dilation] = offset + first;
+        start[residue + p * dilation] = start_at[offset + p] = offset + first;
       }
       offset += members;
     }
@@ -56,16 +57,10 @@ static void query_groups(const std::vector<int64_t> &start, int64_t most, int64_
   const int64_t width = start.size();
   for (int64_t x = 0; x < width;) {
     int64_t end = x + 1;
-    while (end < width && end - x < most && start[end] - start[x] <= reach && start[end] >= start[x]) end++;
+    while (end < width && end - x < most && start[end] - start[x] <= reach) end++;
     f(x, end - x);
     x = end;
   }
-}
-
-static std::vector<int64_t> starts_in_order(const Axis &columns) {
-  std::vector<int64_t> starts(columns.place.size());
-  for (size_t x = 0; x < starts.size(); x++) starts[columns.place[x]] = columns.start[x];
-  return starts;
 }
 
 // Lanes n .. of x; what is in the others does not matter.
@@ -119,7 +114,7 @@ static void attention_qk(const AttentionJob &job, int64_t b, int64_t h, int64_t 
   const Attention &a = *job.attention;
   const int64_t K = a.window, C = a.channels, stride = a.width + 2 * W;
   const Axis &rows = *job.rows, &columns = *job.columns;
-  const std::vector<int64_t> start = starts_in_order(columns);
+  const std::vector<int64_t> &start = columns.start_at;
   float *keys = scratch, *queries = keys + a.height * C * stride, *logits = queries + a.width * C;
   // channels first, then positions by class
   auto transpose = [&](const void *base, int64_t at, float *to, int64_t step) {
@@ -224,7 +219,7 @@ static void attention_av(const AttentionJob &job, int64_t b, int64_t h, int64_t 
   const Attention &a = *job.attention;
   const int64_t K = a.window, C = padded_channels(a), row_stride = a.width * C;
   const Axis &rows = *job.rows, &columns = *job.columns;
-  const std::vector<int64_t> start = starts_in_order(columns);
+  const std::vector<int64_t> &start = columns.start_at;
   float *values = scratch, *sums = values + a.height * row_stride, *weights = sums + row_stride;
   for (int64_t y = 0; y < a.height; y++)
     for (int64_t x = 0; x < a.width; x++)
@@ -233,22 +228,16 @@ static void attention_av(const AttentionJob &job, int64_t b, int64_t h, int64_t 
   for (int64_t y = a.height * part / job.parts; y < a.height * (part + 1) / job.parts; y++) {
     copy_weights(job, b, h, y, weights);
     const float *top = values + rows.start[y] * row_stride;
-    for (int64_t x = 0; x < a.width;) {
-      const int64_t count = a.width - x >= 4 ? 4 : 1;
+    auto queries = [&](auto count, int64_t x) {
+      constexpr int Q = count.value;
       int64_t c = 0;
       for (; c + 2 * W <= C; c += 2 * W)
-        if (count == 4)
-          window_sums<4, 2>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
-        else
-          window_sums<1, 2>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
-      if (c < C) {
-        if (count == 4)
-          window_sums<4, 1>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
-        else
-          window_sums<1, 1>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
-      }
-      x += count;
-    }
+        window_sums<Q, 2>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
+      if (c < C) window_sums<Q, 1>(top + c, weights + x * K * K, &start[x], K, row_stride, C, sums + x * C + c);
+    };
+    int64_t x = 0;
+    for (; x + 4 <= a.width; x += 4) queries(std::integral_constant<int, 4>(), x);
+    for (; x < a.width; x++) queries(std::integral_constant<int, 1>(), x);
     for (int64_t x = 0; x < a.width; x++) put_token(job, b, h, y, x, sums + columns.place[x] * C, 0, C);
   }
 }
@@ -258,7 +247,7 @@ static void attention_transposed(const AttentionJob &job, int64_t b, int64_t h, 
   const Attention &a = *job.attention;
   const int64_t K = a.window, C = padded_channels(a), row_stride = a.width * C;
   const Axis &rows = *job.rows, &columns = *job.columns;
-  const std::vector<int64_t> start = starts_in_order(columns);
+  const std::vector<int64_t> &start = columns.start_at;
   float *sums = scratch, *tokens = sums + a.height * row_stride, *weights = tokens + row_stride;
   const int64_t vectors = C / W, first = vectors * part / job.parts * W, end = vectors * (part + 1) / job.parts * W;
   if (first == end) return;
