@@ -25,7 +25,8 @@ _NORMS = 'theirs (fvcore) adds 5 for each value that a norm reads'
 _NO_SCAN = 'theirs is without the scan'
 _NO_HEAD = 'theirs is without the classifier'
 _NO_MIXERS = 'theirs is without scans and attention; ours without them is {}'
-_UNKNOWN = 'how theirs was counted is not published; ours is {} in matrix products, the rest in the scan'
+_UNCOUNTED = 'how theirs was counted is not published'
+_UNKNOWN = f'{_UNCOUNTED}; ours is {{}} in matrix products, the rest in the scan'
 
 
 def _metrics(dataset: str, values: Sequence[float]) -> dict[str, float]:
@@ -328,7 +329,7 @@ MSVMAMBA = Family(
 # VSSD
 
 _VSSD = 'https://github.com/YuHengsss/VSSD'
-_VSSD_COST = 'how theirs was counted is not published; ours has {} G in the sums over tokens and in reading them'
+_VSSD_COST = f'{_UNCOUNTED}; ours has {{}} G in the sums over tokens and in reading them'
 _VSSD_DOUBT = 'the repository of the code states no licence'
 
 
@@ -736,8 +737,8 @@ VCMAMBA = Family(
     license='unknown',
     models={
         'vcmamba_s': Model(10_478_720, 1_106_894_080, '10.5', '1.1'),
-        'vcmamba_m': Model(21_072_176, 2_374_321_152, '21.0', '2.3', 'how theirs was counted is not published'),
-        'vcmamba_b': Model(31_450_832, 4_064_276_480, '31.5', '4.0', 'how theirs was counted is not published'),
+        'vcmamba_m': Model(21_072_176, 2_374_321_152, '21.0', '2.3', _UNCOUNTED),
+        'vcmamba_b': Model(31_450_832, 4_064_276_480, '31.5', '4.0', _UNCOUNTED),
         'test_vcmamba': Model(207_176, 5_786_016),
     },
     files=(_vcmamba('s', 78.7), _vcmamba('m', 81.5), _vcmamba('b', 82.6)),
