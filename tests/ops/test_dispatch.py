@@ -20,7 +20,7 @@ def asked():
 
 def test_a_bare_name_goes_for_every_op_that_has_it(monkeypatch):
     assert OPS == ('scan', 'neighborhood', 'linear') and asked() == ['', '', '']
-    for name, expected in (('torch', ['torch'] * 3), ('cpu', ['cpu', '', '']), ('linear=onednn', ['', '', 'onednn'])):
+    for name, expected in (('torch', ['torch'] * 3), ('cpu', ['cpu', 'cpu', '']), ('linear=onednn', ['', '', 'onednn'])):
         with use_backend(name):
             assert asked() == expected
         monkeypatch.setenv('VISIONSSM_BACKEND', name)
@@ -64,7 +64,7 @@ def test_other_wrong_names(monkeypatch):
     with pytest.raises(ValueError, match='choose from scan, neighborhood, linear'):
         available_backends(op='conv')
     monkeypatch.setenv('VISIONSSM_NEIGHBORHOOD_BACKEND', 'flash')
-    with pytest.raises(ValueError, match='VISIONSSM_NEIGHBORHOOD_BACKEND.*choose from natten, torch'):
+    with pytest.raises(ValueError, match='VISIONSSM_NEIGHBORHOOD_BACKEND.*choose from natten, cpu, torch'):
         requested_backend('neighborhood')
     assert parse_request('', 'test') == {}
 

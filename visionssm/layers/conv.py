@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
+from .convnorm import ConvNorm
 from .embed import Stem, channels_last, check_image_size, spread
 from .functional import FastLinears, Linear
 
@@ -42,14 +43,14 @@ class BottleneckStem(Stem):
         self.conv2 = ConvNormAct(dim // 2, dim // 2, 3, **dd)
         self.conv3 = ConvNormAct(dim // 2, dim // 2, 3, apply_act=False, **dd)
         self.conv4 = ConvNormAct(dim // 2, 4 * dim, 3, stride=2, **dd)
-        self.conv5 = ConvNormAct(4 * dim, dim, 1, apply_act=False, **dd)
+        self.conv5 = ConvNorm(4 * dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images (B, C, H, W)."""
         check_image_size(x, self.least)
         x = self.conv1(channels_last(x))
         x = self.conv3(self.conv2(x)) + x
-        return self.conv5(self.conv4(x)).permute(0, 2, 3, 1)
+        return self.conv5(self.conv4(x).permute(0, 2, 3, 1))
 
 
 class BottleneckDownsample(FastLinears):
@@ -69,8 +70,7 @@ class BottleneckDownsample(FastLinears):
         hidden = ratio * out_dim
         self.fc1 = Linear(dim, hidden, **dd)
         self.conv = nn.Conv2d(hidden, hidden, 3, stride=2, padding=1, groups=hidden, **dd)
-        self.fc2 = Linear(hidden, out_dim, **dd)
-        self.norm = nn.BatchNorm2d(out_dim, **dd)
+        self.fc2 = ConvNorm(hidden, out_dim, bias=True, **dd)
 
     @torch.jit.ignore
     def keep_size(self, dilation: int) -> None:
@@ -81,5 +81,4 @@ class BottleneckDownsample(FastLinears):
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         x = F.relu(self.fc1(x))
-        x = F.relu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.norm(self.fc2(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.relu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))

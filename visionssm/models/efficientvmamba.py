@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
-from .pyramid import Pyramid
+from .pyramid import Pyramid, init_linear
 from .renames import VSSM_RENAMES, place_renames, rename
 from .vssm import make_stages, make_stem
 
@@ -170,7 +170,7 @@ class EfficientVMamba(Pyramid):
         )
         self.scan_directions = order.directions
         self.scan = order.to_json()
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -196,13 +196,6 @@ class EfficientVMamba(Pyramid):
         own = rename(state_dict, [(r'^(?:backbone\.)?layers\.(\d)\.(\d+)\.', place), *VSSM_RENAMES])
         own = {re.sub(r'(\.blocks\.\d+)\.norm1\.', r'\1.norm.', name): x for name, x in own.items()}
         return fit_shapes(rename(own, [*_RENAMES, *place_renames(model)]), model)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear) and not module.weight.is_meta:  # slow there, and nothing to fill
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 _LAYERS = {'conv_pw': 'expand', 'conv_dw': 'conv', 'conv_branch': 'conv', 'conv_pw2': 'reduce'}

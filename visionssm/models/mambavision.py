@@ -47,7 +47,7 @@ from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs, record_args
-from .pyramid import Pyramid, Stage
+from .pyramid import Pyramid, Stage, init_linear
 from .renames import Renames, rename
 
 __all__ = ['MambaVision']
@@ -419,11 +419,8 @@ class MambaVision(Pyramid):
 def _init_weights(module: nn.Module) -> None:
     if next(module.parameters(recurse=False), torch.empty(0)).is_meta:  # slow there, and nothing to fill
         return
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, SelectiveSSM):
+    init_linear(module)
+    if isinstance(module, SelectiveSSM):
         # the steps too start like any linear layer: upstream overwrites what Mamba starts them with
         trunc_normal_(module.x_proj_weight, std=0.02)
         trunc_normal_(module.dt_proj_weight, std=0.02)

@@ -1,7 +1,7 @@
 """timm's contract for pyramids: stem, stages that halve the map, head."""
 
 import torch
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, trunc_normal_
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -9,6 +9,14 @@ from visionssm.layers import spread
 
 from .builder import take_indices
 from .scanning import ScanningBackbone
+
+
+def init_linear(module: nn.Module) -> None:
+    """Start a linear layer as Swin's descendants do: normal of deviation 0.02, cut off at 2, and no bias."""
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:  # slow there, and nothing to fill
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class Stage(nn.Module):

@@ -59,8 +59,8 @@ MLLA_RENAMES: Renames = [
     (r'^layers\.(\d+)\.downsample\.', lambda match: f'stages.{int(match[1]) + 1}.downsample.'),
     (r'\.downsample\.conv\.0\.conv\.', '.downsample.fc1.'),
     (r'\.downsample\.conv\.1\.conv\.', '.downsample.conv.'),
-    (r'\.downsample\.conv\.2\.conv\.', '.downsample.fc2.'),
-    (r'\.downsample\.conv\.2\.norm\.', '.downsample.norm.'),
+    (r'\.downsample\.conv\.2\.conv\.', '.downsample.fc2.conv.'),
+    (r'\.downsample\.conv\.2\.norm\.', '.downsample.fc2.bn.'),
     (r'^layers\.', 'stages.'),
     (r'^head\.(?!fc\.)', 'head.fc.'),
 ]

@@ -13,7 +13,7 @@ the wrong axes; no published model uses it), and the step initialisation that it
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
-from .pyramid import Pyramid
+from .pyramid import Pyramid, init_linear
 from .renames import VSSM_RENAMES, place_renames, rename
 from .vssm import make_stages, make_stem
 
@@ -143,7 +143,7 @@ class VMamba(Pyramid):
         )
         self.scan_directions = order.directions
         self.scan = order.to_json()
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -165,13 +165,6 @@ class VMamba(Pyramid):
         if 'stages.0.blocks.0.mixer.in_proj.weight' in state_dict:
             return state_dict
         return fit_shapes(rename(state_dict, [*VSSM_RENAMES, *place_renames(model)]), model)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear) and not module.weight.is_meta:  # slow there, and nothing to fill
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 checkpoint_filter_fn = VMamba.checkpoint_filter_fn  # where timm keeps it

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from visionssm.layers import (
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
-from .pyramid import Pyramid, Stage
+from .pyramid import Pyramid, Stage, init_linear
 from .renames import MLLA_RENAMES, rename
 
 __all__ = ['VSSD']
@@ -213,7 +213,7 @@ class VSSD(Pyramid):
             output_stride,
             **dd,
         )
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     @torch.jit.ignore
     def set_scan(self, scan: ScanSpec) -> None:
@@ -240,7 +240,7 @@ class VSSD(Pyramid):
         return fit_shapes(rename(state_dict, _RENAMES), model)
 
 
-_NO_SCAN = 'scan is {!r}; VSSD sums over all tokens, so it has no scan order: leave it out'
+_NO_SCAN = 'VSSD has no scan order to choose, as it sums over all tokens; leave scan={!r} out'
 _RENAMES = [
     *MLLA_RENAMES,
     (r'\.attn\.conv2d\.', '.mixer.conv.'),
@@ -248,13 +248,6 @@ _RENAMES = [
     (r'\.attn\.to_out\.(?:0\.)?', '.mixer.attn.proj.'),
     (r'(?<!\.mixer)\.attn\.', '.mixer.'),
 ]
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear) and not module.weight.is_meta:
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 checkpoint_filter_fn = VSSD.checkpoint_filter_fn  # where timm keeps it
