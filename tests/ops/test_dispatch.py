@@ -20,7 +20,8 @@ def asked():
 
 def test_a_bare_name_goes_for_every_op_that_has_it(monkeypatch):
     assert OPS == ('scan', 'neighborhood', 'linear') and asked() == ['', '', '']
-    for name, expected in (('torch', ['torch'] * 3), ('cpu', ['cpu', 'cpu', '']), ('linear=onednn', ['', '', 'onednn'])):
+    cases = (('torch', ['torch'] * 3), ('cpu', ['cpu', 'cpu', '']), ('linear=onednn', ['', '', 'onednn']))
+    for name, expected in cases:
         with use_backend(name):
             assert asked() == expected
         monkeypatch.setenv('VISIONSSM_BACKEND', name)
