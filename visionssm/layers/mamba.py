@@ -127,7 +127,7 @@ class MambaDirection(nn.Module):
 
 
 class MambaMixer(ScanningModule):
-    """Gated mixer: projection, then per direction convolution and selective scan, averaged; projection back.
+    """Gated mixer: projection, then per direction convolution and selective scan; projection of their average back.
 
     The convolution follows the visiting order, so each direction sees an input of its own.
 
@@ -141,6 +141,7 @@ class MambaMixer(ScanningModule):
         directions: Number of directions asked of `scan`.
         reverse: Walk every direction backwards.
         local_window: Steps per window of LBMamba's local backward scan; 0: none; None: by the length of the walk.
+        average: Whether directions are averaged; else they are added up.
 
     Raises:
         ValueError: If there is no such window.
@@ -159,6 +160,7 @@ class MambaMixer(ScanningModule):
         directions: int = 2,
         reverse: bool = False,
         local_window: int | None = 0,
+        average: bool = True,
         device=None,
         dtype=None,
     ) -> None:
@@ -169,7 +171,7 @@ class MambaMixer(ScanningModule):
         order = get_scan(scan, directions)
         check_local_window(local_window, by_length=True)
         self.reverse, self.local_window = reverse, local_window
-        self.num_directions = order.directions
+        self.divisor = order.directions if average else 1
         self.in_proj = Linear(dim, 2 * d_inner, bias=False, **dd)
         self.directions = nn.ModuleList(
             MambaDirection(d_inner, d_state, d_conv, rank, **dd) for _ in range(order.directions)
@@ -214,8 +216,8 @@ class MambaMixer(ScanningModule):
             y = y + output
         if not self.along_rows:
             y = y * F.silu(z)
-        if self.num_directions > 1:
-            y = y.div_(self.num_directions)  # in place: allocating another map costs more than the division
+        if self.divisor > 1:
+            y = y.div_(self.divisor)  # in place: allocating another map costs more than the division
         return self.out_proj(y[:, :length] if self.zeros else y)
 
 

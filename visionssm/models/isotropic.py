@@ -178,7 +178,7 @@ class Isotropic(ScanningBackbone):
     def _make_head(self, num_classes: int, device, dtype) -> nn.Module:
         if num_classes < 1:
             return nn.Identity()
-        return nn.Linear(self.embed_dim, num_classes, device=device, dtype=dtype)
+        return nn.Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -205,6 +205,11 @@ def init_mamba_stack(model: Isotropic) -> None:
     if isinstance(model.head, nn.Linear):
         trunc_normal_(model.head.weight, std=0.02)
         nn.init.zeros_(model.head.bias)
+    init_out_proj(model)
+
+
+def init_out_proj(model: Isotropic) -> None:
+    """Initialise output projections as torch does, divided by the root of their number."""
     for block in model.blocks:
         weight = block.mixer.out_proj.weight
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))

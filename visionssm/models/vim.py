@@ -11,80 +11,20 @@ is), and an image's whole height and width are the same turn at any size.
 """
 
 import torch
-from timm.layers import (
-    RotaryEmbeddingCat,
-    apply_rot_embed_cat,
-    calculate_drop_path_rates,
-    register_notrace_function,
-    resample_abs_pos_embed,
-    trunc_normal_,
-)
+from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
 from timm.models import register_model
-from torch import Tensor, nn
+from torch import Tensor
 
-from visionssm.layers import MambaBlock, ScanSpec, StreamNorm, StridedPatchEmbed, at_least_fp32, check_image_size
-from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.layers import MambaBlock, ScanSpec
 
 from .builder import build, family_cfgs
-from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack
-from .renames import rename
+from .tokens import TokenMamba, insert_tokens
+from .tokens import resample_pos_embed as resample_pos_embed
 
 __all__ = ['Vim']
 
 torch.fx.wrap('apply_rot_embed_cat')
-torch.fx.wrap('at_least_fp32')
-torch.fx.wrap('resample_abs_pos_embed')
-torch.fx.wrap('scan_order')
-
-
-@torch.fx.wrap
-@register_notrace_function
-def resample_pos_embed(pos_embed: Tensor, new_size: list[int], old_size: list[int]) -> Tensor:
-    """Resize position embeddings whose middle row belongs to the class token; that row stays as it is.
-
-    Args:
-        pos_embed: (1, M + 1, D), the class row at M // 2.
-        new_size: Grid wanted.
-        old_size: Grid that the rows are for, M tokens.
-
-    Returns:
-        (1, M' + 1, D), the class row at M' // 2; bicubic, without antialiasing.
-    """
-    middle = (pos_embed.shape[1] - 1) // 2
-    rows = torch.cat([pos_embed[:, :middle], pos_embed[:, middle + 1 :]], 1)
-    rows = resample_abs_pos_embed(rows, new_size, old_size, 0, 'bicubic', False)
-    new_middle = new_size[0] * new_size[1] // 2
-    return torch.cat([rows[:, :new_middle], pos_embed[:, middle : middle + 1], rows[:, new_middle:]], 1)
-
-
-@torch.fx.wrap
-@register_notrace_function
-def insert_token(order: Tensor, position: int, mirrored: list[bool]) -> Tensor:
-    """Visiting orders of the patches to those of the sequence with a class token.
-
-    Args:
-        order: Patches as visited, (K, T).
-        position: Where the token stands in the sequence.
-        mirrored: For each direction, whether it is an earlier one backwards: then it meets the token as many steps from
-            its end as that one from its start, and stays that one backwards.
-
-    Returns:
-        (K, T + 1); the token is visited at step T // 2.
-    """
-    half = order.shape[1] // 2
-    order = order + (order >= position).to(order.dtype)
-    token = torch.full_like(order[0, :1], position)
-    walks = []
-    for k, backwards in enumerate(mirrored):
-        step = order.shape[1] - half if backwards else half
-        walks.append(torch.cat([order[k, :step], token, order[k, step:]]))
-    return torch.stack(walks)
-
-
-def _mirrored(order: ScanOrder) -> list[bool]:
-    """Which directions are an earlier one backwards; the same at every size, so any grid tells."""
-    table = order.table(5, 7)
-    return [any((table[k] == table[j, ::-1]).all() for j in range(k)) for k in range(order.directions)]
+torch.fx.wrap('insert_tokens')
 
 
 class VimBlock(MambaBlock):
@@ -94,14 +34,14 @@ class VimBlock(MambaBlock):
         dim: Channels.
         drop_path: Rate of dropping the branch, per sample.
         mixer_args: Arguments of `MambaMixer`.
+
+    Attributes:
         rotary: Whether it turns the stream.
     """
 
-    def __init__(
-        self, dim: int, drop_path: float, mixer_args: dict, rotary: bool = False, device=None, dtype=None
-    ) -> None:
+    def __init__(self, dim: int, drop_path: float, mixer_args: dict, device=None, dtype=None) -> None:
         super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
-        self.rotary = rotary
+        self.rotary = False
 
     def step(self, x: Tensor, walk: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The stream (B, L, C) after the block, and the mixer's output.
@@ -119,7 +59,7 @@ class VimBlock(MambaBlock):
         return self.step(x, walk)[0]
 
 
-class Vim(Isotropic):
+class Vim(TokenMamba):
     """Vision Mamba: patches with a class token in their middle, Mamba blocks that scan both ways.
 
     Args:
@@ -152,7 +92,7 @@ class Vim(Isotropic):
         ValueError: If an argument has a value that is not allowed; the message names it.
     """
 
-    POOLS = ('token', 'avg', '')
+    BLOCK = VimBlock
 
     def __init__(
         self,
@@ -179,157 +119,52 @@ class Vim(Isotropic):
         device=None,
         dtype=None,
     ) -> None:
-        stride = patch_size if stride is None else stride
         if global_pool is None:
             global_pool = 'token' if class_token else 'avg'
-        if not class_token:
-            self.POOLS = ('avg', '')
         if rotary and embed_dim % 4:
             raise ValueError(f'embed_dim is {embed_dim!r}; with rotary=True allowed are multiples of 4')
-        super().__init__(embed_dim, depth, stride, in_chans, num_classes, global_pool, features)
-        dd = {'device': device, 'dtype': dtype}
-        order = get_scan(scan, 2)
-        self.scan_directions = order.directions
-        self.scan = order.to_json()
-        self.mirrored = _mirrored(order)
-        self.patch_size = patch_size
-        self.dynamic_img_size = dynamic_img_size
-        self.patch_embed = StridedPatchEmbed(img_size, patch_size, stride, in_chans, embed_dim, **dd)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd)) if class_token else None
-        tokens = self.patch_embed.num_patches + class_token
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
-        mixer_args = {
-            'd_state': d_state,
-            'd_conv': d_conv,
-            'expand': expand,
-            'scan': order,
-            'local_window': local_window,
-        }
-        # upstream drops the branch that comes into the next block; the schedule is the plain one
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.ModuleList(
-            VimBlock(embed_dim, rate, mixer_args, rotary and i < depth - 1, **dd) for i, rate in enumerate(rates)
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            stride=stride,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_cls_tokens=int(class_token),
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            scan=scan,
+            local_window=local_window,
+            features=features,
+            dynamic_img_size=dynamic_img_size,
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            drop_path_rate=drop_path_rate,
+            device=device,
+            dtype=dtype,
         )
         self.rope = None
         if rotary:  # angles of the 14x14 grid of pretraining, stretched to the grid at hand
-            self.rope = RotaryEmbeddingCat(embed_dim, in_pixels=False, ref_feat_shape=[14, 14], **dd)
-        self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._make_head(num_classes, device, dtype)
-        self._init_weights()
-
-    @torch.jit.ignore
-    def _init_weights(self) -> None:
-        if self.cls_token is not None:
-            trunc_normal_(self.cls_token, std=0.02)
-        init_mamba_stack(self)
-        for block in self.blocks:
-            for direction in block.mixer.directions[1:]:
-                direction.dt_proj.reset_parameters()
-                nn.init.zeros_(direction.dt_proj.bias)
+            self.rope = RotaryEmbeddingCat(
+                embed_dim, in_pixels=False, ref_feat_shape=[14, 14], device=device, dtype=dtype
+            )
+            for block in self.blocks[:-1]:
+                block.rotary = True
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
-        x = self.patch_embed(x)
-        batch, height, width, _ = x.shape
-        size, middle = [height, width], height * width // 2
-        order = scan_order(self.scan, height, width, x)
-        pos_embed = self.pos_embed
-        x = x.flatten(1, 2)
-        if self.cls_token is not None:
-            if self.dynamic_img_size:
-                pos_embed = resample_pos_embed(pos_embed, size, self.patch_embed.grid_size)
-            x = torch.cat([x[:, :middle], self.cls_token.expand(batch, -1, -1), x[:, middle:]], 1)
-            order = insert_token(order, middle, self.mirrored)
-        elif self.dynamic_img_size:
-            pos_embed = resample_abs_pos_embed(pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
-        x = at_least_fp32(self.pos_drop(x + pos_embed))
+        x, order, size = self._embed(x)
         walk = [order]
         if self.rope is not None:
             angles = self.rope.get_embed(size)
             if self.cls_token is not None:
                 still = torch.cat([torch.zeros_like(angles[:1, ::2]), torch.ones_like(angles[:1, ::2])], 1)
-                angles = torch.cat([angles[:middle], still, angles[middle:]])
+                angles = insert_tokens(angles.unsqueeze(0), still.unsqueeze(0)).squeeze(0)
             x = apply_rot_embed_cat(x, angles)
             walk.append(angles)
         return x, walk
-
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.global_pool == 'token':
-            middle = (x.shape[1] - 1) // 2
-            x = x[:, middle : middle + 1].squeeze(1)  # an index would tie a compiled graph to one size
-        elif self.global_pool == 'avg':
-            x = self._patches(x).mean(1)
-        return x
-
-    def _patches(self, x: Tensor) -> Tensor:
-        if self.cls_token is not None:
-            middle = (x.shape[1] - 1) // 2
-            x = torch.cat([x[:, :middle], x[:, middle + 1 :]], 1)
-        return x
-
-    @torch.jit.ignore
-    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
-        return self._patches(x).unflatten(1, (height, width))
-
-    @torch.jit.ignore
-    def set_scan(self, scan: ScanSpec) -> None:
-        """Walk along another scan order with as many directions; the weights stay as they are.
-
-        Args:
-            scan: Name, dict, JSON string or `ScanOrder`.
-
-        Raises:
-            ValueError: If the order is unknown or has another number of directions.
-        """
-        super().set_scan(scan)
-        self.mirrored = _mirrored(get_scan(self.scan))
-
-    @torch.jit.ignore
-    def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
-        """Position embeddings for another grid; the class row, if there is one, stays in the middle."""
-        if self.cls_token is None:
-            return super().resample_pos_embed(pos_embed, new_size, old_size)
-        return resample_pos_embed(pos_embed, new_size, old_size)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """What upstream exempts beside 1-D parameters and biases, which timm's rule covers.
-
-        `A_log` is decayed there: the marks that upstream sets on it are not read.
-        """
-        return {'pos_embed', 'cls_token'}
-
-    @staticmethod
-    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'Vim') -> dict[str, Tensor]:
-        """Upstream names to ours, one tensor for one; position embeddings of another grid are resampled.
-
-        The class token, and its row of the position embeddings, are left out for a model without one.
-
-        Raises:
-            ValueError: If the grid that the position embeddings are for is not known.
-        """
-        if 'norm_f.weight' in state_dict or any('.mixer.A_b_log' in name for name in state_dict):
-            state_dict = rename(state_dict, _RENAMES)
-        if 'cls_token' in state_dict and model.cls_token is None:
-            rows = state_dict['pos_embed']
-            middle = (rows.shape[1] - 1) // 2
-            state_dict = {**state_dict, 'pos_embed': torch.cat([rows[:, :middle], rows[:, middle + 1 :]], 1)}
-            del state_dict['cls_token']
-        return fit_pos_embed(state_dict, model)
-
-
-_RENAMES = [
-    (r'^backbone\.', ''),
-    (r'^layers\.', 'blocks.'),
-    (r'^norm_f\.', 'norm.'),
-    (r'\.mixer\.A_b_log$', '.mixer.directions.1.A_log'),
-    (r'\.mixer\.D_b$', '.mixer.directions.1.D'),
-    (r'\.mixer\.(conv1d|x_proj|dt_proj)_b\.', r'.mixer.directions.1.\1.'),
-    (r'\.mixer\.(A_log|D)$', r'.mixer.directions.0.\1'),
-    (r'\.mixer\.(conv1d|x_proj|dt_proj)\.', r'.mixer.directions.0.\1.'),
-]
 
 
 checkpoint_filter_fn = Vim.checkpoint_filter_fn  # where timm keeps it
