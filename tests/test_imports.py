@@ -15,7 +15,7 @@ KERNEL_FILES = sorted((ROOT / 'kernels').rglob('*.py'))
 # optional, slow or not always there: never at module level, so that `import visionssm` needs torch and timm alone
 LAZY = {
     'triton', 'visionssm_kernels', 'matplotlib', 'sklearn', 'tqdm', 'transformers', 'onnx', 'onnxruntime', 'openvino',
-    'einops', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mamba_ssm', 'causal_conv1d', 'scipy', 'torchvision',
+    'torchao', 'einops', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mamba_ssm', 'causal_conv1d', 'scipy', 'torchvision',
 }  # fmt: skip
 # rooms of the package from the ground up: a module imports from its own room and from those before it, also inside
 # functions; a top-level module is a room of its own

@@ -14,6 +14,7 @@ from timm.models import is_model
 from torch import nn
 
 from visionssm.catalog.models import check_model, is_ours, sketch, takes_argument
+from visionssm.extras import MissingExtraError
 from visionssm.files import read_object
 from visionssm.models.bounds import check_size
 from visionssm.weights.checkpoint import load_checkpoint
@@ -72,6 +73,7 @@ def load_classifier(
     Raises:
         ValueError: If the model is unknown or has no weights, or they can't be read or do not fit.
         FileNotFoundError: If the folder or the file does not exist.
+        MissingExtraError: If its weights are quantised and there is no torchao that reads them.
     """
     kwargs: dict[str, Any] = {}
     if name.startswith(_SOURCES):
@@ -93,7 +95,7 @@ def load_classifier(
     try:
         _check_source(name)
         return timm.create_model(name, pretrained=True, **kwargs).eval()
-    except (ValueError, OSError):
+    except (ValueError, OSError, MissingExtraError):
         raise
     except Exception as error:  # whatever is wrong with the folder, wherever it shows
         raise ValueError(f"{name} is not a complete model in timm's layout: {type(error).__name__}, {error}") from error

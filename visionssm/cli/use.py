@@ -54,6 +54,17 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=_export)
 
+    command = commands.add_parser('quantize', help='a model with 8-bit or 4-bit weights, as a folder that timm loads')
+    command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--random', action='store_true', help='a new model without trained weights')
+    command.add_argument('--method', required=True, metavar='METHOD', help='int8-weight or int8-dynamic')
+    command.add_argument('--calibration', type=Path, metavar='DIR', help='training images')
+    command.add_argument('--images', type=positive, default=128, metavar='N', help='to take of these; default: 128')
+    command.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write')
+    command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
+    command.set_defaults(run=_quantize)
+
 
 def _classify(args: argparse.Namespace) -> int:
     from visionssm.apps.classify import classify, load_classifier
@@ -115,4 +126,19 @@ def _export(args: argparse.Namespace) -> int:
         shape = ' x '.join(map(str, check.shape))
         print(f'{shape}: differs by {check.error:.1e} standard deviations; allowed is {export.TOLERANCE:.0e}')
     print(f'wrote {args.output}: {args.output.stat().st_size / 1e6:.1f} MB')
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from visionssm.apps.quantize import quantize
+
+    done = quantize(
+        args.model, args.method, args.output, args.calibration, args.checkpoint, args.img_size, args.images, args.random
+    )
+    for line in done.notes:
+        print(line)
+    size = (args.output / 'model.safetensors').stat().st_size
+    plain = 4 * sum(x.numel() for x in done.model.state_dict().values())
+    print(f'{done.layers} linear layers quantised, {done.weights:.1%} of the parameters')
+    print(f'wrote {args.output}: {size / 1e6:.2f} MB, {plain / size:.2f} times less than in fp32')
     return 0

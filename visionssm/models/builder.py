@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from visionssm.weights.checkpoint import backbone_weights, check_fit
 from visionssm.weights.locate import read
 from visionssm.weights.published import FAMILIES
+from visionssm.weights.quantized import install
 from visionssm.weights.records import Family
 
 from .bounds import check_size
@@ -127,6 +128,7 @@ def build(
             optional['norm.'] = 'detectors and segmenters have none; stays as it starts'
         if model.in_chans != pretrained_cfg.input_size[0]:
             optional[f'{pretrained_cfg.first_conv}.weight'] = f'adapted to {model.in_chans} channels'  # by timm
+        install(model, state_dict, optional)
         check_fit(state_dict, model, optional)
         return state_dict
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from math import prod
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from visionssm.files import open_regular
 
+from . import quantized
 from .torch_file import check_expansion, check_torch_file
 
 _logger = logging.getLogger(__name__)
@@ -85,8 +86,16 @@ def load_checkpoint(path: str | Path, container: str | None = None, prefer: str 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or not a checkpoint, has contents that are not allowed, or holds no weights.
+        MissingExtraError: If the weights are quantised and there is no torchao that reads them.
     """
-    return unwrap(read_file(Path(path)), str(path), container, prefer)
+    path = Path(path)
+    content = read_file(path)
+    if path.suffix == '.safetensors' and (metadata := quantized.read_metadata(path)):
+        try:
+            content = quantized.unflatten(content, metadata)
+        except ValueError as error:
+            raise ValueError(f'{path} cannot be read as a checkpoint: {error}') from None
+    return unwrap(content, str(path), container, prefer)
 
 
 def read_file(path: Path) -> Any:
@@ -205,9 +214,13 @@ def fit_shapes(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     """The same numbers in the shapes of `model` where these differ by `same_layout`."""
     shapes = {name: x.shape for name, x in model.state_dict().items()}
     return {
-        name: x.reshape(shapes[name]) if name in shapes and same_layout(x.shape, shapes[name]) else x
+        name: x.reshape(shapes[name]) if _fits_otherwise(x.shape, shapes.get(name)) else x
         for name, x in state_dict.items()
     }
+
+
+def _fits_otherwise(shape: Sequence[int], wanted: Sequence[int] | None) -> bool:
+    return wanted is not None and shape != wanted and same_layout(shape, wanted)
 
 
 def check_fit(state_dict: Mapping[str, Tensor], model: nn.Module, optional: Mapping[str, str] | None = None) -> None:

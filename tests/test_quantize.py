@@ -1,0 +1,147 @@
+"""Quantised folders: what is written loads by timm, gives what was measured, and holds nothing that runs."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from visionssm import cli
+from visionssm.apps import quantize
+from visionssm.extras import MissingExtraError
+from visionssm.weights import quantized
+from visionssm.weights.checkpoint import load_checkpoint
+
+IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+def make(name='test_lbvim', **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=10, **kwargs).eval()
+
+
+def error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize('name', ['test_lbvim', 'test_vmamba'])
+@pytest.mark.parametrize('method', ['int8-weight', 'int8-dynamic'])
+def test_folder_loads_and_is_what_was_quantised(name, method, tmp_path, capsys):
+    folder = tmp_path / 'out'
+    torch.manual_seed(0)
+    assert cli.main(['quantize', name, '--random', '--method', method, '--output', str(folder)]) == 0
+    assert f'wrote {folder}' in capsys.readouterr().out
+    assert sorted(file.name for file in folder.iterdir()) == ['config.json', 'model.safetensors']
+    assert json.loads((folder / 'config.json').read_text())['quantization']['method'] == method
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    torch.manual_seed(0)
+    plain = timm.create_model(name).eval()
+    with torch.no_grad():
+        assert 0 < error(loaded(IMAGES), plain(IMAGES)) < 0.03
+    linears = [m for m in loaded.modules() if isinstance(m, torch.nn.Linear)]
+    assert linears and all(quantized.is_quantized(m.weight) for m in linears)
+
+
+def test_loads_with_other_classes_and_for_features(tmp_path):
+    quantize.quantize('test_lbvim', 'int8-weight', tmp_path / 'out', random=True)
+    with torch.no_grad():
+        assert timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True, num_classes=5)(IMAGES).shape == (2, 5)
+        features = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True, features_only=True)
+        assert len(features(IMAGES)) == 3
+
+
+def test_four_bits_lie_two_to_a_byte(tmp_path):
+    from torchao.quantization import Int8Tensor, PerRow
+
+    weight = torch.randn(6, 8)
+    x = Int8Tensor.from_hp(weight, PerRow(), scale=weight.abs().amax(1, keepdim=True) / 7)
+    tensors, metadata = quantized.flatten({'layer.weight': x, 'layer.bias': torch.ones(6)})
+    assert tensors['layer._weight_qdata'].shape == (6, 4)
+    save_file(tensors, tmp_path / 'x.safetensors', metadata)
+    read = load_checkpoint(tmp_path / 'x.safetensors')
+    assert torch.equal(read['layer.weight'].qdata, x.qdata) and torch.equal(read['layer.bias'], torch.ones(6))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('written') / 'out'
+    quantize.quantize('test_lbvim', 'int8-dynamic', folder, random=True)
+    file = folder / 'model.safetensors'
+    with safe_open(file, 'pt') as opened:
+        return load_file(file), opened.metadata()
+
+
+NAME = 'blocks.0.mixer.in_proj.weight'
+
+
+def changed(metadata, change):
+    described = json.loads(metadata[NAME])
+    change(described)
+    return {**metadata, NAME: json.dumps(described)}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda x: x.update(_type='NVFP4Tensor'), 'does not describe an Int8Tensor'),
+        (lambda x: x['_data'].update(dtype={'_type': 'torch.dtype', '_data': 'load'}), 'does not describe'),
+        (lambda x: x['_data'].update(act_quant_kwargs={'_type': 'Float8MMConfig', '_data': {}}), 'does not describe'),
+        (lambda x: x['_data'].update(more=1), 'does not describe'),
+        (lambda x: x['_data'].update(block_size=[1, 1 << 40]), 'has block_size'),
+        (lambda x: x['_tensor_data_names'].append('act_pre_scale'), 'has no act_pre_scale'),
+        (lambda x: x['_data']['act_quant_kwargs'].update(_data=[]), 'the input of'),
+    ],
+)
+def test_damaged_metadata(written, change, message, tmp_path):
+    tensors, metadata = written
+    save_file(tensors, tmp_path / 'x.safetensors', changed(metadata, change))
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / 'x.safetensors')
+
+
+def test_other_places(written, tmp_path):
+    tensors, metadata = written
+    save_file(tensors, tmp_path / 'x.safetensors', metadata)
+    with pytest.raises(ValueError, match='not the weight of a linear layer'):
+        quantized.install(make(embed_dim=64), load_checkpoint(tmp_path / 'x.safetensors'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['test_vim', '--method', 'int4'], 'allowed are int8-weight'),
+        (['test_vim', '--method', 'int8-weight', '--calibration', '.'], 'takes no calibration images'),
+        (['mambaout_femto', '--random', '--method', 'int8-weight'], "timm's own"),
+        (['test_vim', '--method', 'int8-weight'], 'no published weights'),
+    ],
+)
+def test_bad_requests(arguments, message, tmp_path, capsys):
+    assert cli.main(['quantize', *arguments, '--output', str(tmp_path / 'out')]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    (tmp_path / 'notes.txt').touch()
+    with pytest.raises(ValueError, match='holds notes.txt'):
+        quantize.quantize('test_vim', 'int8-weight', tmp_path, random=True)
+
+
+def test_quantised_twice():
+    model = quantize.quantize_model(make(), 'int8-weight').model
+    with pytest.raises(ValueError, match='is quantised already'):
+        quantize.quantize_model(model, 'int8-weight')
+
+
+def test_torchao_is_missing_or_old(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(quantized, 'version', lambda name: '0.16.1')
+    command = ['quantize', 'test_vim', '--random', '--method', 'int8-weight', '--output', str(tmp_path / 'out')]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert 'needs torchao 0.17 or later, here is 0.16.1' in said and said.count('\n') == 1
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(MissingExtraError, match='quantisation needs torchao: pip install'):
+        quantized.check_torchao()

@@ -1,0 +1,251 @@
+"""Models with 8-bit and 4-bit weights, as folders that timm loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import create_transform
+from timm.models import load_model_config_from_hf
+from torch import Tensor, nn
+
+from visionssm.catalog.models import is_ours
+from visionssm.files import check_replaceable, read_object, replaced_folder
+from visionssm.hub.folder import write_model
+from visionssm.weights.quantized import check_torchao, flatten, is_quantized
+
+from .classify import data_config, load_classifier, load_untrained, read_image
+from .features import image_files
+
+FILES = ('config.json', 'model.safetensors')
+_FOLDER, _HUB = 'local-dir:', 'hf-hub:'
+_ROUNDING = 2.0**-10  # of the largest value of a tensor, that half precision may cost
+
+
+class Method(NamedTuple):
+    """A way to quantise a model.
+
+    Attributes:
+        calibrated: Whether it looks at images.
+        quantize: Takes the model, which it changes, and batches of images.
+    """
+
+    calibrated: bool
+    quantize: Callable[[nn.Module, Sequence[Tensor]], None]
+
+
+class Quantized(NamedTuple):
+    """What was done.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        layers: Quantised linear layers.
+        weights: Share of the model's numbers that they hold.
+        notes: What was done before, and what could not be.
+    """
+
+    model: nn.Module
+    layers: int
+    weights: float
+    notes: tuple[str, ...] = ()
+
+
+def check_request(method: str, output: str | os.PathLike[str], calibration: str | os.PathLike[str] | None) -> None:
+    """Reject what cannot be done before any work begins.
+
+    Raises:
+        ValueError: If there is no such method, it needs images and none are given, or takes none, or the folder can't
+            be written or holds something else.
+        MissingExtraError: If torchao is missing or too old.
+    """
+    if method not in METHODS:
+        raise ValueError(f'method is {method!r}; allowed are {", ".join(METHODS)}')
+    if METHODS[method].calibrated and calibration is None:
+        raise ValueError(f'{method} needs calibration images; give a folder of training images')
+    if not METHODS[method].calibrated and calibration is not None:
+        raise ValueError(f'{method} takes no calibration images')
+    check_torchao()
+    output = Path(output)
+    check_replaceable(output, FILES, 'quantisation')
+    config = output / 'config.json'
+    if config.is_file() and 'quantization' not in read_object(config):
+        raise ValueError(f'{output} holds a model that no quantisation wrote; give another folder')
+
+
+def calibration_batches(
+    model: nn.Module, folder: str | os.PathLike[str], images: int = 128, img_size: int | None = None, batch: int = 32
+) -> list[Tensor]:
+    """Images as the model takes them, spread evenly over those in a folder and its subfolders.
+
+    Args:
+        model: With a `pretrained_cfg`.
+        folder: Of training images: those that a model is scored on would flatter it.
+        images: How many to take at most.
+        img_size: Side of the images; None: the model's own.
+        batch: Images per batch.
+
+    Raises:
+        ValueError: If there are no images, or a file is not an image.
+        FileNotFoundError: If there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'no folder of calibration images at {folder}')
+    files = image_files([folder])
+    files = files[:: -(-len(files) // images)]
+    config = data_config(model, img_size)
+    transform = create_transform(**config, is_training=False)
+    pixels = torch.stack([transform(read_image(file, config['input_size'][0])) for file in files])
+    return list(pixels.split(batch))
+
+
+def quantize_model(model: nn.Module, method: str, batches: Sequence[Tensor] = ()) -> Quantized:
+    """Quantise the linear layers of a model.
+
+    What stays in floating point is rounded to half precision where it has two axes or more, and computed in fp32.
+
+    Args:
+        model: Of this package, in fp32 on the CPU; it is changed.
+        method: One of `METHODS`: int8-weight: 8-bit weights, a scale per output channel; int8-dynamic: also 8-bit
+            inputs, a scale per token. Both are torchao's.
+        batches: Images, (B, C, H, W), for methods that are calibrated.
+
+    Raises:
+        ValueError: If there is no such method, it needs images, or the model is not of this package.
+        MissingExtraError: If torchao is missing or too old.
+    """
+    if method not in METHODS:
+        raise ValueError(f'method is {method!r}; allowed are {", ".join(METHODS)}')
+    if METHODS[method].calibrated and not batches:
+        raise ValueError(f'{method} needs calibration images')
+    check_torchao()
+    name = model.pretrained_cfg['architecture']
+    if not is_ours(name):
+        raise ValueError(f"{name} is timm's own; quantised weights load into models of this package alone")
+    if any(is_quantized(x) for x in model.parameters()):
+        raise ValueError(f'{name} is quantised already')
+    model = model.eval().requires_grad_(False)
+    METHODS[method].quantize(model, batches)
+    for x in (*model.parameters(), *model.buffers()):
+        if not is_quantized(x) and x.dtype == torch.float32 and x.ndim > 1:
+            half = x.half().float()
+            if (half - x).abs().max() <= _ROUNDING * x.abs().max():
+                x.copy_(half)
+    quantized = [x.numel() for x in model.parameters() if is_quantized(x)]
+    if not quantized:
+        raise ValueError(f'{name} has no linear layers to quantise')
+    return Quantized(model, len(quantized), sum(quantized) / sum(x.numel() for x in model.parameters()))
+
+
+def quantize(
+    name: str,
+    method: str,
+    output: str | os.PathLike[str],
+    calibration: str | os.PathLike[str] | None = None,
+    checkpoint: str | None = None,
+    img_size: int | None = None,
+    images: int = 128,
+    random: bool = False,
+) -> Quantized:
+    """Quantise a model and write it as a folder, which appears at the end, whole or not at all.
+
+    `timm.create_model('local-dir:FOLDER', pretrained=True)` loads it wherever torchao is installed.
+
+    Args:
+        name: Registered name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        method: As of `quantize_model`.
+        output: The folder; an earlier one of this function is replaced.
+        calibration: Folder of training images, for methods that need them.
+        checkpoint: File of weights for a registered model.
+        img_size: Side of the images; None: the model's own.
+        images: Calibration images to take at most.
+        random: Take a new model without trained weights.
+
+    Raises:
+        ValueError: If something is not allowed, can't be read, or is not a model of this package.
+        OSError: If there is no such file or folder, or the folder can't be written.
+        MissingExtraError: If torchao is missing or too old.
+    """
+    check_request(method, output, calibration)
+    if random and checkpoint is not None:
+        raise ValueError('random and checkpoint exclude each other')
+    model = load_untrained(name, img_size) if random else load_classifier(name, checkpoint, img_size)
+    batches = [] if calibration is None else calibration_batches(model, calibration, images, img_size)
+    done = quantize_model(model, method, batches)
+    about = {'method': method, 'torchao': _torchao_version(), 'calibration_images': sum(map(len, batches))}
+    write_quantized(done.model, Path(output), _stored_args(name, img_size, model), about)
+    return done
+
+
+def _torchao_version() -> str:
+    import torchao
+
+    return torchao.__version__
+
+
+def _stored_args(name: str, img_size: int | None, model: nn.Module) -> dict[str, Any]:
+    """Arguments that the model was made with."""
+    if name.startswith(_FOLDER):
+        return read_object(Path(name.removeprefix(_FOLDER)) / 'config.json').get('model_args') or {}
+    if name.startswith(_HUB):
+        return load_model_config_from_hf(name.removeprefix(_HUB))[2] or {}
+    return {} if img_size is None or not hasattr(model, 'set_input_size') else {'img_size': img_size}
+
+
+def write_quantized(model: nn.Module, folder: Path, model_args: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write `config.json` and `model.safetensors`, read them back, and only then put the folder in its place.
+
+    Args:
+        model: As `quantize_model` returns it.
+        folder: Where to; what is there is replaced.
+        model_args: Arguments that the model was made with.
+        about: What `config.json` says under `quantization`.
+
+    Raises:
+        ValueError: If what was read back is not the model.
+        OSError: If it can't be written.
+    """
+    config = model.pretrained_cfg
+    labels = {key: config[key] for key in ('label_names', 'label_descriptions') if config.get(key)}
+    weights, metadata = flatten(model.state_dict())
+    stored = {name: x.half() if x.ndim > 1 and _is_half(x) else x for name, x in weights.items()}
+    with replaced_folder(folder) as new:
+        plain = timm.create_model(config['architecture'], num_classes=model.num_classes, **model_args)
+        plain.pretrained_cfg.update(config)
+        write_model(plain, new, {**labels, 'quantization': about}, model_args)
+        save_file(stored, new / 'model.safetensors', metadata)
+        loaded = timm.create_model(f'local-dir:{new}', pretrained=True).eval()
+        found = flatten(loaded.state_dict())[0]
+        if found.keys() != weights.keys() or not all(torch.equal(x, found[name]) for name, x in weights.items()):
+            raise ValueError('the model read back is not the one that was written: nothing was written')
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and torch.equal(x.half().float(), x)
+
+
+def _takes(module: nn.Module, name: str = '') -> bool:
+    """Whether a layer is quantised; torchao finds no scales for rows of one weight."""
+    return isinstance(module, nn.Linear) and module.in_features > 1
+
+
+def _int8_weight(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), _takes)
+
+
+def _int8_dynamic(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), _takes)
+
+
+METHODS = {
+    'int8-weight': Method(False, _int8_weight),
+    'int8-dynamic': Method(False, _int8_dynamic),
+}
