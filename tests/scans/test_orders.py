@@ -9,7 +9,7 @@ SIZES = [(1, 1), (1, 5), (5, 1), (4, 4), (7, 7), (5, 8), (8, 6), (13, 9), (14, 1
 BUILT_IN = [
     'raster', 'reversed', 'column', 'bidirectional', 'cross', 'cross_rotations', 'snake', 'plainmamba', 'local',
     'multiscale', 'groupwise', 'hilbert', 'morton', 'spiral', 'diagonal', 'nested_s', 'atrous', 'atrous_full',
-    'multihead', 'random',
+    'multihead', 'random', 'list',
 ]  # fmt: skip
 # every strategy with its defaults, and each argument at values that matter
 SPECS = [{'name': name} for name in BUILT_IN] + [
@@ -23,6 +23,8 @@ SPECS = [{'name': name} for name in BUILT_IN] + [
     {'name': 'multihead', 'directions': 8},
     {'name': 'multihead', 'directions': 16},
     {'name': 'random', 'seed': 7, 'directions': 3},
+    {'name': 'spiral', 'directions': 2, 'backwards': True},
+    {'name': 'list', 'of': ['column', {'name': 'hilbert', 'directions': 2}], 'backwards': True},
 ]
 SPEC_IDS = ['-'.join(map(str, spec.values())) for spec in SPECS]
 PATHS = [name for name in BUILT_IN if get_scan(name).strategy.directions == (4, 2, 1)]
@@ -139,14 +141,30 @@ def test_plainmamba_formulas(height, width):
 
 
 @each_size
-@pytest.mark.parametrize('name', sorted(_FORMULAS))
+@pytest.mark.parametrize('name', [*sorted(_FORMULAS), 'list'])
 def test_formulas(name, height, width):
     """What exported programs compute is the table."""
-    pads = [{}, {'pad': 'zero'}, {'step': 3}] if name == 'atrous' else [{}]
-    for args in pads:
+    options = {'atrous': [{'pad': 'zero'}, {'step': 3}], 'local': [{'window': 2}, {'window': 3, 'pad': 'zero'}]}
+    filled = [{'name': 'local', 'window': window, 'pad': 'zero'} for window in (2, 3)]
+    options['list'] = [{'of': ['raster', {'name': 'column', 'backwards': True}]}, {'of': ['column', *filled]}]
+    for args in [{}, *options.get(name, []), {'backwards': True}]:
         order = get_scan({'name': name, **args})
         table = formula_table(order, height, width, torch.zeros(1))
         assert (table.numpy() == order.table(height, width)).all()
+
+
+@each_size
+def test_lists(height, width):
+    """Directions of other orders, in their order; shorter ones end with zero tokens."""
+    window = {'name': 'local', 'window': 2, 'pad': 'zero'}
+    order = get_scan({'name': 'list', 'of': ['column', {**window, 'backwards': True}, {'name': 'cross'}]})
+    table, steps, tokens = order.table(height, width), order.steps(height, width), height * width
+    assert order.directions == 6 and table.shape == (6, steps) and order.zeros and not order.permutation
+    assert (table[0, :tokens] == _path('column', height, width)).all() and (table[0, tokens:] == tokens).all()
+    assert (table[1] == _path(window, height, width)[::-1]).all()
+    assert (table[2:, :tokens] == get_scan('cross').table(height, width)).all()
+    plain = get_scan({'name': 'list', 'of': ['spiral', 'column']})
+    assert plain.permutation and plain.steps(height, width) == tokens
 
 
 @each_size

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 import visionssm.scans.registry as _registry
-from visionssm.scans import ScanOrder, get_scan, list_scans, register_scan, scan_order
+from visionssm.scans import (
+    ScanOrder,
+    get_layer_scans,
+    get_scan,
+    layer_scans_to_json,
+    list_scans,
+    register_scan,
+    scan_order,
+)
 
 
 @pytest.fixture
@@ -29,6 +37,16 @@ def registry(monkeypatch):
         ('{"window": 3, "name": "local"}', '{"name":"local","window":3}'),
         ({'stripe': 5, 'shift': 2, 'name': 'nested_s'}, '{"name":"nested_s","shift":2,"stripe":5}'),
         ({'name': 'random', 'seed': 3, 'directions': 7}, '{"name":"random","directions":7,"seed":3}'),
+        ({'backwards': True, 'name': 'raster'}, '{"name":"raster","backwards":true}'),
+        ({'name': 'list'}, '{"name":"list"}'),
+        (
+            {'name': 'list', 'of': ('column', {'name': 'local', 'window': 2}, {'name': 'cross', 'backwards': True})},
+            '{"name":"list","of":["column",{"name":"local","window":2},{"name":"cross","backwards":true}]}',
+        ),
+        (
+            {'name': 'list', 'of': [{'name': 'snake', 'directions': 2}, {'name': 'random', 'directions': 1}]},
+            '{"name":"list","of":[{"name":"snake","directions":2},"random"]}',
+        ),
     ],
 )
 def test_json_round_trip(spec, text):
@@ -77,11 +95,37 @@ def test_wanted_directions():
         ({'name': 'snake', 'directions': 3}, ValueError, 'does not offer directions=3; it offers 4, 2, 1$'),
         ({'name': 'random', 'directions': 0}, ValueError, 'it offers 4 and any other number up to 256'),
         ({'name': 'snake', 'directions': True}, ValueError, 'does not offer directions=True'),
+        ({'name': 'snake', 'backwards': 1}, TypeError, 'backwards of scan .snake. is 1; allowed are True and False'),
+        ({'name': 'list', 'of': []}, TypeError, r"argument 'of' of scan 'list' is \[\]; allowed are 1 to 256 scans"),
+        ({'name': 'list', 'of': 'raster'}, TypeError, 'allowed are 1 to 256 scans'),
+        ({'name': 'list', 'of': ['rastr']}, ValueError, 'unknown scan .rastr. .did you mean .raster'),
+        ({'name': 'list', 'of': ['list']}, ValueError, 'holds a list of scans; name its directions instead'),
+        ({'name': 'list', 'of': [{'name': 'list', 'of': ['snake']}]}, ValueError, "holds 'list', a list itself"),
+        ({'name': 'list', 'of': ['snake'], 'directions': 2}, ValueError, '1 directions together; allowed are 2, as'),
+        ({'name': 'list', 'of': [{'name': 'random', 'directions': 200}] * 2}, ValueError, '400 .* up to 256'),
     ],
 )
 def test_bad_specs(spec, error, message):
     with pytest.raises(error, match=message):
         get_scan(spec)
+
+
+def test_a_scan_per_layer():
+    specs = ['snake', {'name': 'local', 'window': 2}, ScanOrder('cross', 4)]
+    orders = get_layer_scans(specs, 3, 4)
+    assert [order.name for order in orders] == ['snake', 'local', 'cross']
+    text = layer_scans_to_json(orders)
+    assert text == '[{"name":"snake"},{"name":"local","window":2},{"name":"cross"}]'
+    assert get_layer_scans(text, 3) == orders
+    assert layer_scans_to_json(get_layer_scans('snake', 3, 2)) == '{"name":"snake","directions":2}'
+    with pytest.raises(ValueError, match='2 scans are given for 3 layers'):
+        get_layer_scans(['snake', 'cross'], 3)
+    with pytest.raises(ValueError, match='of layers have 1 and 4 directions'):
+        get_layer_scans(['snake', 'raster'], 2)
+    with pytest.raises(TypeError, match='scan is 7'):
+        get_layer_scans(7, 2)
+    with pytest.raises(ValueError, match='not valid JSON'):
+        get_layer_scans('["snake"', 1)
 
 
 def test_bad_wish_and_bad_sizes():
@@ -152,6 +196,8 @@ def test_bad_function(registry):
         register_scan('new', meaning='')(lambda height, width, size: None)
     with pytest.raises(ValueError, match='is called name'):
         register_scan('new', meaning='')(lambda height, width, name='x': None)
+    with pytest.raises(ValueError, match='is called backwards'):
+        register_scan('new', meaning='')(lambda height, width, backwards=False: None)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from .embed import (
 )
 from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
-from .mlp import ChannelGate, DepthwiseMlp, Mlp
+from .mlp import ChannelGate, DepthwiseMlp, Mlp, NormedGate
 from .path import PathScan, walk_with_moves
 from .pyramid import ResamplePyramid, SimplePyramid
-from .scanning import ScanningModule, ScanSpec, change_scan, check_local_window
+from .scanning import LayerScans, ScanningModule, ScanSpec, change_scan, check_local_window
 from .ss2d import SS2D
 from .ssm import (
     SelectiveSSM,
@@ -44,10 +44,12 @@ __all__ = [
     'DepthwiseMlp',
     'FastLinears',
     'GridEmbed',
+    'LayerScans',
     'Linear',
     'MambaBlock',
     'MambaMixer',
     'Mlp',
+    'NormedGate',
     'OverlapStem',
     'PatchStem',
     'PathScan',

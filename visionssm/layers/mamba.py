@@ -11,6 +11,7 @@ from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
 from .functional import Linear, scan_tokens
+from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
@@ -20,6 +21,15 @@ torch.fx.wrap('decay_rates')
 
 # orders that walk rows: the convolution along them needs no permuted copy; True marks a direction that walks backwards
 _ALONG_ROWS = {'raster': [False], 'reversed': [True], 'bidirectional': [False, True]}
+
+
+def _row_walks(order: ScanOrder) -> list[bool | None]:
+    """For each direction whether it walks rows backwards; None if it does not walk rows."""
+    if order.parts:
+        walks = [walk for part in order.parts for walk in _row_walks(part)]
+    else:
+        walks = _ALONG_ROWS.get(order.name, [None] * order.directions)
+    return [None if walk is None else walk != order.backwards for walk in walks]
 
 
 @torch.fx.wrap
@@ -102,12 +112,12 @@ class MambaDirection(nn.Module):
         init_dt_bias(self.dt_proj.bias)
         init_A_log(self.A_log)
 
-    def forward(self, x: Tensor, z: Tensor, order: Tensor, along_rows: bool, local_window: int) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor | None, order: Tensor, along_rows: bool, local_window: int) -> Tensor:
         """Convolve and scan.
 
         Args:
-            x: Tokens, (B, L, D): as they lie if `along_rows`, else as visited, (B, T, D).
-            z: Gate before SiLU, (B, L, D); applied only if `along_rows`.
+            x: Tokens, (B, L, D), as they lie.
+            z: Gate before SiLU, (B, L, D), applied if `along_rows`; None: no gate.
             order: Visiting order, (1, T).
             along_rows: Whether the convolution goes along tokens as they lie.
             local_window: Steps per window of LBMamba's local backward scan; 0: none.
@@ -115,7 +125,8 @@ class MambaDirection(nn.Module):
         Returns:
             (B, L, D).
         """
-        u = F.silu(self.conv1d(x.transpose(1, 2)).transpose(1, 2))
+        walked = x if along_rows else x[:, order[0].long()]
+        u = F.silu(self.conv1d(walked.transpose(1, 2)).transpose(1, 2))
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         delta, B, C = self.dt_proj(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
         A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
@@ -123,7 +134,7 @@ class MambaDirection(nn.Module):
             return scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, order=order, local_window=local_window)
         # tokens are in visiting order already; they go back to where they came from
         steps = scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, merge=False, local_window=local_window)
-        return torch.zeros_like(z).index_add(1, order[0].long(), steps.squeeze(2))
+        return torch.zeros_like(x).index_add(1, order[0].long(), steps.squeeze(2))
 
 
 class MambaMixer(ScanningModule):
@@ -142,11 +153,13 @@ class MambaMixer(ScanningModule):
         reverse: Walk every direction backwards.
         local_window: Steps per window of LBMamba's local backward scan; 0: none; None: by the length of the walk.
         average: Whether directions are averaged; else they are added up.
+        direction_gate: Weigh the channels of each direction's result as its mean says.
 
     Raises:
         ValueError: If there is no such window.
 
-    Source: arXiv:2401.09417, algorithm 1; hustvl/Vim@dd0358a (bimamba v2 with if_divide_out).
+    Source: arXiv:2401.09417, algorithm 1; hustvl/Vim@dd0358a (bimamba v2 with if_divide_out); arXiv:2403.09338,
+        hunto/LocalMamba@75e5d1f (gates of directions).
     """
 
     def __init__(
@@ -161,6 +174,7 @@ class MambaMixer(ScanningModule):
         reverse: bool = False,
         local_window: int | None = 0,
         average: bool = True,
+        direction_gate: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -176,17 +190,21 @@ class MambaMixer(ScanningModule):
         self.directions = nn.ModuleList(
             MambaDirection(d_inner, d_state, d_conv, rank, **dd) for _ in range(order.directions)
         )
+        self.gated_directions = direction_gate
+        self.direction_gate = NormedGate(d_inner, **dd) if direction_gate else nn.Identity()
         self.out_proj = Linear(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
 
     @torch.jit.ignore
     def set_scan(self, order: ScanOrder) -> None:
         """Take another order with as many directions."""
+        super().set_scan(order)
         self.zeros = order.zeros
-        self.along_rows = order.name in _ALONG_ROWS
-        walks = _ALONG_ROWS.get(order.name, [False] * order.directions)
+        walks = _row_walks(order)
+        self.row_walks = [backwards is not None for backwards in walks]
+        self.along_rows, self.some_along_rows = all(self.row_walks), any(self.row_walks)
         for direction, backwards in zip(self.directions, walks, strict=True):
-            direction.conv1d.backwards = backwards != (self.reverse and self.along_rows)
+            direction.conv1d.backwards = backwards is not None and backwards != self.reverse
 
     def forward(self, x: Tensor, order: Tensor) -> Tensor:
         """Mix tokens.
@@ -203,22 +221,28 @@ class MambaMixer(ScanningModule):
         if self.zeros:
             x = F.pad(x, [0, 0, 0, 1])
         x, z = x.chunk(2, -1)
-        if self.along_rows:
-            walked = x.contiguous().unsqueeze(1)  # once, or every convolution would
-        else:
-            walked = x[:, order.long()]  # (B, K, T, D), as visited
+        if self.some_along_rows:
+            x = x.contiguous()  # once, or every convolution would
+        inside = z if self.along_rows else None  # the gate, where all scans can apply it
         outputs = [  # one scan each: a single one would first have to put the results of all directions side by side
-            direction(walked[:, 0 if self.along_rows else k], z, order[k : k + 1], self.along_rows, local_window)
+            direction(x, inside, order[k : k + 1], self.row_walks[k], local_window)
             for k, direction in enumerate(self.directions)
         ]
+        if self.gated_directions:
+            z = F.silu(z)
+            outputs = [self._weigh(y if self.along_rows else y * z, length) for y in outputs]
         y = outputs[0]
         for output in outputs[1:]:
             y = y + output
-        if not self.along_rows:
+        if not (self.along_rows or self.gated_directions):
             y = y * F.silu(z)
         if self.divisor > 1:
             y = y.div_(self.divisor)  # in place: allocating another map costs more than the division
         return self.out_proj(y[:, :length] if self.zeros else y)
+
+    def _weigh(self, y: Tensor, length: int) -> Tensor:
+        """The result of a direction, with weights for its channels; the zero token has no say."""
+        return self.direction_gate(y[:, :length] if self.zeros else y)
 
 
 class MambaBlock(nn.Module):

@@ -52,6 +52,28 @@ class Mlp(FastLinears):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class NormedGate(nn.Module):
+    """Tokens (B, L, C), weighed by channel as the mean of the normed tokens says.
+
+    Args:
+        dim: Channels; an eighth as many between.
+
+    Source: arXiv:2403.09338 (LocalMamba, section 4.3, without its spatial half); hunto/LocalMamba@75e5d1f, which
+        EfficientVMamba took over.
+    """
+
+    def __init__(self, dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm = nn.LayerNorm(dim, **dd)
+        self.fc1 = nn.Linear(dim, dim // 8, **dd)
+        self.fc2 = nn.Linear(dim // 8, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels."""
+        return x * self.fc2(F.gelu(self.fc1(self.norm(x).mean(1, keepdim=True)))).sigmoid()
+
+
 class ChannelGate(nn.Module):
     """Squeeze-and-excitation weights (B, 1, 1, C) of a map (B, H, W, C); the caller multiplies.
 

@@ -1,16 +1,17 @@
 """How a model holds its scan order and changes it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.layers import register_notrace_function
 from torch import nn
 
-from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.scans import ScanOrder, get_layer_scans, get_scan, scan_order
 
 from .functional import FastLinears
 
 ScanSpec = str | Mapping[str, Any] | ScanOrder
+LayerScans = ScanSpec | Sequence[ScanSpec]  # one for all layers, or one for each
 
 register_notrace_function(scan_order)
 
@@ -39,24 +40,32 @@ def check_local_window(local_window: int | None, by_length: bool = False) -> Non
         )
 
 
-def change_scan(model: nn.Module, scan: ScanSpec, directions: int) -> ScanOrder:
+def change_scan(model: nn.Module, scan: LayerScans, directions: int, layered: bool = False) -> list[ScanOrder]:
     """Give every scanning module of `model` the order `scan`.
 
     Args:
         model: The model; unchanged if this raises.
         scan: Name, dict, JSON string or `ScanOrder`.
         directions: Sets of scan parameters that the model has.
+        layered: Whether `scan` may be a sequence, or a JSON list, with an order for each module.
+
+    Returns:
+        The orders of the modules.
 
     Raises:
-        ValueError: If the order is unknown, or has another number of directions.
+        ValueError: If an order is unknown, has another number of directions, or if there is another number of orders.
     """
-    order = get_scan(scan, directions)
-    if order.directions != directions:
-        raise ValueError(
-            f'scan {order.to_json()} has {order.directions} directions, and the model has parameters for {directions}; '
-            f'choose an order that offers {directions}, or build a new model with scan={order.name!r}'
-        )
-    for module in model.modules():
-        if isinstance(module, ScanningModule):
-            module.set_scan(order)
-    return order
+    modules = [module for module in model.modules() if isinstance(module, ScanningModule)]
+    if layered:
+        orders = get_layer_scans(scan, len(modules), directions)
+    else:
+        orders = [get_scan(scan, directions)] * len(modules)
+    for order in orders:
+        if order.directions != directions:
+            raise ValueError(
+                f'scan {order.to_json()} has {order.directions} directions, and the model has parameters for '
+                f'{directions}; choose an order that offers {directions}, or build a new model with scan={order.name!r}'
+            )
+    for module, order in zip(modules, orders, strict=True):
+        module.set_scan(order)
+    return orders

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
 from .functional import Linear
+from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec
 from .ssm import SelectiveSSM
 
@@ -33,8 +34,10 @@ class SS2D(ScanningModule):
         direction: The one direction of `scan` to walk, with one parameter set; None: all.
         local_window: Steps per window of LBMamba's local backward scan; 0: none.
         projection: Layer of both projections, given channels in, channels out and `bias=False`.
+        direction_gate: Weigh the channels of each direction's output as its mean says, before the sum.
 
-    Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz).
+    Source: arXiv:2401.10166, section 4.2; MzeroMiko/VMamba@2ed52ea (forward types v0, v05_noz and m0_noz);
+        arXiv:2403.09338, hunto/LocalMamba@75e5d1f (gates of directions).
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class SS2D(ScanningModule):
         direction: int | None = None,
         local_window: int = 0,
         projection: type[nn.Module] = Linear,
+        direction_gate: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -67,6 +71,8 @@ class SS2D(ScanningModule):
         self.direction = -1 if direction is None else direction
         sets = order.directions if direction is None else 1
         self.ssm = SelectiveSSM(d_inner, d_state, rank, sets, mixer, local_window=local_window, **dd)
+        self.gated_directions = sets if direction_gate else 0
+        self.direction_gate = NormedGate(d_inner, **dd) if direction_gate else nn.Identity()
         self.norm = nn.LayerNorm(d_inner, **dd)
         self.out_proj = projection(d_inner, dim, bias=False, **dd)
         self.set_scan(order)
@@ -76,6 +82,17 @@ class SS2D(ScanningModule):
         """Take another order with as many directions."""
         super().set_scan(order)
         self.zeros = order.zeros
+
+    def scan_along(self, x: Tensor, order: Tensor, index: int) -> Tensor:
+        """The results (B, H W, D) of the walks `order`, with parameter set `index`, or all if that is -1.
+
+        Args:
+            x: Tokens, (B, H W, D), and a zero token behind them if the order may visit one.
+            order: Visiting orders, one per parameter set.
+            index: The parameter set.
+        """
+        y = self.ssm(x, order, index)
+        return y[:, :-1] if self.zeros else y
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of (B, H, W, C)."""
@@ -89,9 +106,13 @@ class SS2D(ScanningModule):
         if self.direction >= 0:
             order = order[self.direction : self.direction + 1]
         if self.zeros:
-            y = self.ssm(F.pad(x, [0, 0, 0, 1]), order)[:, : height * width]
+            x = F.pad(x, [0, 0, 0, 1])
+        if self.gated_directions > 0:
+            y = self.direction_gate(self.scan_along(x, order[:1], 0))
+            for k in range(1, self.gated_directions):
+                y = y + self.direction_gate(self.scan_along(x, order[k : k + 1], k))
         else:
-            y = self.ssm(x, order)
+            y = self.scan_along(x, order, -1)
         y = self.norm(y).to(x.dtype).reshape(-1, height, width, x.shape[2])
         if self.gate:
             y = y * F.silu(z)

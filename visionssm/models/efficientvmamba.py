@@ -19,7 +19,7 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
-from visionssm.layers import SS2D, ChannelGate, ConvNorm, FastLinears, Linear, ScanSpec, SelectiveSSM
+from visionssm.layers import SS2D, ChannelGate, ConvNorm, FastLinears, Linear, NormedGate, ScanSpec, SelectiveSSM
 from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -29,27 +29,6 @@ from .renames import VSSM_RENAMES, place_renames, rename
 from .vssm import make_stages, make_stem
 
 __all__ = ['EfficientVMamba']
-
-
-class NormedGate(nn.Module):
-    """A map (B, H, W, C), weighed by channel as the mean of its normed tokens says.
-
-    Args:
-        dim: Channels.
-
-    Source: arXiv:2403.09977, section 3.3; TerryPei/EfficientVMamba@0bc5ee2.
-    """
-
-    def __init__(self, dim: int, device=None, dtype=None) -> None:
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.norm = nn.LayerNorm(dim, **dd)
-        self.fc1 = nn.Linear(dim, dim // 8, **dd)
-        self.fc2 = nn.Linear(dim // 8, dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weigh the channels."""
-        return x * self.fc2(F.gelu(self.fc1(self.norm(x).mean((1, 2), keepdim=True)))).sigmoid()
 
 
 class ScanBlock(FastLinears):
@@ -74,8 +53,9 @@ class ScanBlock(FastLinears):
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C)."""
         y = self.norm(x)
-        y = self.gate(self.mixer(y)) + self.gate(self.proj(F.gelu(self.conv(y))))
-        return x + self.drop_path(y)
+        y, z = self.mixer(y), self.proj(F.gelu(self.conv(y)))
+        y = self.gate(y.flatten(1, 2)) + self.gate(z.flatten(1, 2))
+        return x + self.drop_path(y.reshape(x.shape))
 
 
 class InvertedResidual(FastLinears):

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from visionssm.layers import ScanSpec, change_scan, whole_side
-from visionssm.scans import get_scan
+from visionssm.layers import LayerScans, change_scan, whole_side
+from visionssm.scans import get_scan, layer_scans_to_json
 
 from .builder import record_args
 
@@ -18,6 +18,7 @@ class ScanningBackbone(nn.Module):
             authors' detectors and segmenters put it on the last map; its group is the rest of a name.
         out_norm_eps: Epsilon of the norms that detectors and segmenters put behind maps; None: that of the final norm.
         shared_directions: Whether directions share all parameters, so that a scan may have any number of them.
+        layered_scans: Whether each layer may have a scan order of its own; `scan` is a list then, if they differ.
         takes_adapter: Whether `PlainMambaAdapter` fits around the model.
     """
 
@@ -25,21 +26,24 @@ class ScanningBackbone(nn.Module):
     final_norm: str = '$^'
     out_norm_eps: float | None = None
     shared_directions: bool = False
+    layered_scans: bool = False
     takes_adapter: bool = False
 
     @torch.jit.ignore
-    def set_scan(self, scan: ScanSpec) -> None:
+    def set_scan(self, scan: LayerScans) -> None:
         """Walk along another scan order with as many directions, or any if they share; the weights stay as they are.
 
         Args:
-            scan: Name, dict, JSON string or `ScanOrder`.
+            scan: Name, dict, JSON string or `ScanOrder`; with `layered_scans` also a sequence or a JSON list of them,
+                one per layer.
 
         Raises:
             ValueError: If the order is unknown or has another number of directions.
         """
-        order = get_scan(scan, self.scan_directions)
-        directions = order.directions if self.shared_directions else self.scan_directions
-        self.scan = change_scan(self, order, directions).to_json()
+        directions = self.scan_directions
+        if self.shared_directions:
+            directions = get_scan(scan, directions).directions
+        self.scan = layer_scans_to_json(change_scan(self, scan, directions, self.layered_scans))
         record_args(self, scan=self.scan)
 
     @torch.jit.ignore

@@ -72,8 +72,30 @@ def _atrous(height: Size, width: Size, like: Tensor, step: int, pad: str) -> Ten
     return torch.stack([sub_grid(k % 2 * half, k // 2 * half, k % 2 == 1) for k in range(4)])
 
 
+def _local(height: Size, width: Size, like: Tensor, window: int, pad: str) -> Tensor:
+    rows, columns = (height + window - 1) // window, (width + window - 1) // window
+    if pad == 'zero':
+        count = _count(rows, columns * window * window, like)
+        height, width, columns = (_number(size, like) for size in (height, width, columns))
+        place, inside = torch.div(count, window * window, rounding_mode='floor'), count % (window * window)
+        row = torch.div(place, columns, rounding_mode='floor') * window
+        row = row + torch.div(inside, window, rounding_mode='floor')
+        column = place % columns * window + inside % window
+        return torch.where((row >= height) | (column >= width), height * width, row * width + column)
+    count = _count(height, width, like)
+    height, width = _number(height, like), _number(width, like)
+    row = torch.div(count, window * width, rounding_mode='floor') * window  # of the window, as its column below
+    inside = count - row * width
+    high = (height - row).clamp(max=window)
+    column = torch.div(inside, high * window, rounding_mode='floor') * window
+    inside = inside - column * high
+    wide = (width - column).clamp(max=window)
+    return (row + torch.div(inside, wide, rounding_mode='floor')) * width + column + inside % wide
+
+
 _FORMULAS: dict[str, Callable[..., Tensor]] = {
     'atrous': _atrous,
+    'local': _local,
     'raster': _count,
     'bidirectional': _count,
     'cross': _count,
@@ -88,13 +110,27 @@ _FORMULAS: dict[str, Callable[..., Tensor]] = {
 
 def formula_table(order: ScanOrder, height: Size, width: Size, like: Tensor) -> Tensor | None:
     """The table (K, T) int32 of an order by its formula, on the device of `like`; None if it has none."""
+    if order.parts:
+        table = _side_by_side([formula_table(part, height, width, like) for part in order.parts], order, height, width)
+        return table if table is None or not order.backwards else table.flip(1)
     formula = _FORMULAS.get(order.name)
     if formula is None:
         return None
     path = formula(height, width, like, **dict(order.args))
     if path.ndim == 1 and order.directions == 4:
-        other = _transposed(formula(width, height, like), height, width)
+        other = formula(width, height, like, **dict(order.args))
+        other = torch.where(other < _number(height * width, like), _transposed(other, height, width), other)
         path = torch.stack([path, other, path.flip(0), other.flip(0)])
     elif path.ndim == 1:
         path = torch.stack([path, path.flip(0)][: order.directions])
-    return path.to(torch.int32)
+    return (path.flip(1) if order.backwards else path).to(torch.int32)
+
+
+def _side_by_side(tables: list[Tensor | None], order: ScanOrder, height: Size, width: Size) -> Tensor | None:
+    known = [table for table in tables if table is not None]
+    if len(known) < len(tables):
+        return None
+    if order.zeros:
+        steps, end = order.steps(height, width), _number(height * width, known[0]).to(torch.int32)
+        known = [torch.cat([t, end.expand(t.shape[0], steps - t.shape[1])], 1) for t in known]
+    return torch.cat(known)

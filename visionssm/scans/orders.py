@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from .registry import check_entries, register_scan
+from .registry import ScanOrder, check_entries, register_scan
 
 
 def _grid(height: int, width: int) -> np.ndarray:
@@ -348,3 +349,30 @@ def random(height: int, width: int, directions: int, seed: int = 0) -> np.ndarra
         for k in range(directions)
     ]
     return np.stack([np.argsort(draw, kind='stable') for draw in draws])
+
+
+def _longest(height: int, width: int, of: tuple[ScanOrder, ...]) -> int:
+    steps = [part.steps(height, width) for part in of]
+    longest = steps[0]
+    for other in steps[1:]:
+        if other is not longest:
+            longest = torch.sym_max(longest, other) if isinstance(height, torch.SymInt) else max(longest, other)
+    return longest
+
+
+@register_scan(
+    'list',
+    directions=(4, ...),
+    steps=_longest,
+    meaning='Directions of other orders, one each unless a spec asks for more; shorter walks end with zero tokens',
+    source='arXiv:2403.09338 (LocalMamba, which chooses four for every layer)',
+)
+def listed(
+    height: int,
+    width: int,
+    of: tuple[ScanOrder, ...] = ('raster', 'reversed', 'local', {'name': 'local', 'backwards': True}),
+) -> np.ndarray:
+    """The tables of all, one below the other; shorter walks end with zero tokens."""
+    tables, steps = [part.table(height, width) for part in of], _longest(height, width, of)
+    ends = [((0, 0), (0, steps - table.shape[1])) for table in tables]
+    return np.concatenate([np.pad(t, end, constant_values=height * width) for t, end in zip(tables, ends, strict=True)])

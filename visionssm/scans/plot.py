@@ -158,7 +158,7 @@ def plot_scans(
     for row, caption in zip(rows, captions, strict=True):
         left = _MARGIN
         for order, panels in row:
-            title = ', '.join([order.name, *(f'{key}={value}' for key, value in order.args)])
+            title = order.describe()
             axes.text(left, top, title, size=11, weight='bold', color=_INK, va='top')
             meaning = '\n'.join(_meaning(order, panels))
             axes.text(left, top + _TITLE, meaning, size=8, color=_FAINT, va='top', linespacing=1.25)

@@ -2,11 +2,13 @@
 
 Tables hold row-major token positions p = row * width + column. A function that returns one path (T,) also gives several
 directions: 1: [p]; 2: [p, p reversed]; 4: [p, q, p reversed, q reversed], where q is the path of the transposed grid
-(VMamba's order of parameter sets). A function that returns a table (K, T) sets its own directions.
+(VMamba's order of parameter sets). A function that returns a table (K, T) sets its own directions. An order may be
+walked backwards, and the order `list` puts directions of others side by side.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import json
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-ArgValue = bool | int | float | str
+ArgValue = bool | int | float | str | tuple  # tuples hold orders
 
 _STRATEGIES: dict[str, ScanStrategy] = {}
 # what a table may have, so that a configuration from elsewhere can't ask for any amount of memory: building one takes
@@ -68,11 +70,13 @@ class ScanOrder:
         name: The strategy.
         directions: Number of directions K.
         args: All arguments of the strategy as (name, value) pairs, sorted.
+        backwards: Whether every direction is walked from its end.
     """
 
     name: str
     directions: int
     args: tuple[tuple[str, ArgValue], ...] = ()
+    backwards: bool = False
 
     @property
     def strategy(self) -> ScanStrategy:
@@ -80,9 +84,14 @@ class ScanOrder:
         return _STRATEGIES[self.name]
 
     @property
+    def parts(self) -> tuple[ScanOrder, ...]:
+        """The orders that it puts side by side, if it does."""
+        return next((value for _, value in self.args if isinstance(value, tuple)), ())
+
+    @property
     def zeros(self) -> bool:
         """Whether it may visit a zero token, which has the position H * W behind all others."""
-        return ('pad', 'zero') in self.args
+        return ('pad', 'zero') in self.args or not all(part.permutation for part in self.parts)
 
     @property
     def permutation(self) -> bool:
@@ -90,17 +99,39 @@ class ScanOrder:
         return self.strategy.permutation and not self.zeros
 
     @property
-    def spec(self) -> dict[str, ArgValue]:
+    def spec(self) -> dict[str, Any]:
         """The shortest dict that `get_scan` turns into this order: defaults are left out. JSON-serialisable."""
-        spec: dict[str, ArgValue] = {'name': self.name}
-        if self.directions != self.strategy.directions[0]:
+        return self._spec(self.strategy.directions[0])
+
+    def _spec(self, usual: int) -> dict[str, Any]:
+        """`spec` for a reader that gives an order `usual` directions."""
+        spec: dict[str, Any] = {'name': self.name}
+        if self.directions != usual and not self.parts:
             spec['directions'] = self.directions
-        spec.update((key, value) for key, value in self.args if value != self.strategy.args[key])
+        if self.backwards:
+            spec['backwards'] = True
+        for key, value in self.args:
+            if value != self.strategy.args[key]:
+                spec[key] = [part._brief for part in value] if isinstance(value, tuple) else value
         return spec
+
+    @property
+    def _brief(self) -> str | dict[str, Any]:
+        """As an entry of a list, where one direction is usual: a name if that says all."""
+        spec = self._spec(1 if self.strategy.offers(1) else self.strategy.directions[0])
+        return spec if len(spec) > 1 else self.name
 
     def to_json(self) -> str:
         """`spec` as a string; equal orders give equal strings, and `get_scan` reads it back."""
         return json.dumps(self.spec, separators=(',', ':'))
+
+    def describe(self) -> str:
+        """Name and all arguments, for people."""
+        parts = [f'{self.name} backwards' if self.backwards else self.name]
+        for key, value in self.args:
+            of_orders = isinstance(value, tuple)
+            parts.append(f'{key}={" + ".join(part.describe() for part in value) if of_orders else value}')
+        return ', '.join(parts)
 
     def steps(self, height: int, width: int) -> int:
         """Steps T per direction on a grid of this size, symbolic integers included."""
@@ -150,7 +181,9 @@ def register_scan(
     The function returns a path (T,) or a table (K, T) of row-major token positions, for any size from 1 x 1. Its
     other parameters are the arguments of the order: each needs a bool, int, float or str as default, whose type is
     enforced; the function raises `ValueError` for values out of range. A parameter `directions` receives the number
-    chosen. With an argument `pad` of 'zero', tables may hold H * W: a step on a token that is zero throughout.
+    chosen. With an argument `pad` of 'zero', tables may hold H * W: a step on a token that is zero throughout. A tuple
+    of specs as default makes an argument of orders, of one direction each unless they say otherwise: the order has
+    their directions together, and may visit zero tokens unless all of them are permutations.
 
     Args:
         name: New name, an identifier.
@@ -162,8 +195,8 @@ def register_scan(
         steps: `steps(height, width, **args)` if T is not H * W; only + - * //, as sizes may be symbolic.
 
     Raises:
-        ValueError: If the name is taken or not an identifier, an argument is called name, or settings contradict each
-            other.
+        ValueError: If the name is taken or not an identifier, an argument is called name or backwards, or settings
+            contradict each other.
         TypeError: If a parameter of the function has no usable default.
 
     Example:
@@ -187,11 +220,15 @@ def register_scan(
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         parameters = list(inspect.signature(function).parameters.values())[2:]
         args = {parameter.name: parameter.default for parameter in parameters if parameter.name != 'directions'}
-        if permutation and steps is not None and 'pad' not in args:
+        args = {
+            key: _orders(name, key, default) if isinstance(default, tuple) else default for key, default in args.items()
+        }
+        padded = 'pad' in args or any(isinstance(default, tuple) for default in args.values())
+        if permutation and steps is not None and not padded:
             raise ValueError('steps is given for a permutation, which takes H * W steps; pass permutation=False')
         for key, default in args.items():
-            if key == 'name':
-                raise ValueError(f'an argument of scan {name!r} is called name, which specs use for the scan itself')
+            if key in ('name', 'backwards'):
+                raise ValueError(f'an argument of scan {name!r} is called {key}, which specs use for the scan itself')
             if not isinstance(default, ArgValue):
                 raise TypeError(f'argument {key!r} of scan {name!r} needs a default: a bool, int, float or str')
         _STRATEGIES[name] = ScanStrategy(
@@ -222,7 +259,8 @@ def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None =
 
     Args:
         spec: A name, a dict `{'name': 'local', 'window': 7}`, such a dict as a JSON string, or a `ScanOrder`, which is
-            returned unchanged. The key `directions` asks for a number of directions, which must be offered.
+            returned unchanged. The key `directions` asks for a number of directions, which must be offered; with
+            `backwards` true, every direction is walked from its end.
         directions: The number a model would like, from 1: used if `spec` leaves it open and the strategy offers it.
             Otherwise the order keeps the strategy's default, and the caller decides what to do.
 
@@ -242,37 +280,104 @@ def get_scan(spec: str | Mapping[str, Any] | ScanOrder, directions: int | None =
     if directions is not None and (not isinstance(directions, int) or not 1 <= directions <= MAX_DIRECTIONS):
         raise ValueError(f'directions is {directions!r}; allowed are integers from 1 to {MAX_DIRECTIONS}')
     count = directions if directions is not None and strategy.offers(directions) else strategy.directions[0]
-    if 'directions' in chosen:
-        count = chosen.pop('directions')
+    backwards = chosen.pop('backwards', False)
+    if type(backwards) is not bool:
+        raise TypeError(f'backwards of scan {name!r} is {backwards!r}; allowed are True and False')
+    asked = chosen.pop('directions', None)
+    if asked is not None:
+        count = asked
         if type(count) is not int or not strategy.offers(count) or count > MAX_DIRECTIONS:
             more = f' and any other number up to {MAX_DIRECTIONS}' if strategy.any_directions else ''
             offered = ', '.join(map(str, strategy.directions))
             raise ValueError(f'scan {name!r} does not offer directions={count!r}; it offers {offered}{more}')
     for key in chosen:
         if key not in strategy.args:
-            allowed = ', '.join(['directions', *strategy.args])
+            allowed = ', '.join(['directions', *strategy.args, 'backwards'])
             raise ValueError(f'scan {name!r} has no argument {key!r}; allowed are {allowed}')
     args = {key: _checked(name, key, chosen.get(key, default), default) for key, default in strategy.args.items()}
-    order = ScanOrder(name, count, tuple(sorted(args.items())))
+    order = ScanOrder(name, count, tuple(sorted(args.items())), backwards)
+    if order.parts:
+        count = sum(part.directions for part in order.parts)
+        if count > MAX_DIRECTIONS or asked not in (None, count):
+            allowed = f'up to {MAX_DIRECTIONS}' if asked is None else f'{asked}, as directions says'
+            raise ValueError(f'the orders of scan {name!r} have {count} directions together; allowed are {allowed}')
+        order = dataclasses.replace(order, directions=count)
     order.table(1, 1)  # values out of range raise here, not in the first forward pass
     return order
+
+
+def get_layer_scans(
+    spec: str | Mapping[str, Any] | ScanOrder | Sequence[str | Mapping[str, Any] | ScanOrder],
+    layers: int,
+    directions: int | None = None,
+) -> list[ScanOrder]:
+    """Look up the scan orders of a stack of layers.
+
+    Args:
+        spec: One spec for all layers, as `get_scan` takes it; or a sequence of them or a JSON list, one per layer.
+        layers: How many there are.
+        directions: As in `get_scan`.
+
+    Returns:
+        An order per layer, all with as many directions.
+
+    Raises:
+        ValueError: As `get_scan`; or if there is another number of orders, or they differ in their directions.
+        TypeError: As `get_scan`.
+    """
+    if isinstance(spec, str) and spec.lstrip().startswith('['):
+        spec = _from_json(spec)
+    if isinstance(spec, str | Mapping) or not isinstance(spec, Sequence):
+        return [get_scan(spec, directions)] * layers
+    if len(spec) != layers:
+        raise ValueError(f'{len(spec)} scans are given for {layers} layers; give one for each, or one spec for all')
+    orders = [get_scan(one, directions) for one in spec]
+    counts = sorted({order.directions for order in orders})
+    if len(counts) > 1:
+        raise ValueError(f'scans of layers have {" and ".join(map(str, counts))} directions; all need as many')
+    return orders
+
+
+def layer_scans_to_json(orders: Sequence[ScanOrder]) -> str:
+    """What `get_layer_scans` turns into these orders: a spec if they are all the same, else a list."""
+    if len(set(orders)) == 1:
+        return orders[0].to_json()
+    return f'[{",".join(order.to_json() for order in orders)}]'
 
 
 def _parse(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec, str):
         if not spec.lstrip().startswith('{'):
             return {'name': spec}
-        try:
-            return json.loads(spec)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'scan {spec[:200]!r} is not valid JSON: {error}') from error
+        return _from_json(spec)
     if isinstance(spec, Mapping):
         return dict(spec)
     raise TypeError(f'scan is {spec!r}; allowed are a name, a dict, a JSON string and a ScanOrder')
 
 
+def _from_json(spec: str) -> Any:
+    try:
+        return json.loads(spec)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'scan {spec[:200]!r} is not valid JSON: {error}') from error
+
+
+def _orders(name: str, key: str, specs: Any) -> tuple[ScanOrder, ...]:
+    if not isinstance(specs, list | tuple) or not 1 <= len(specs) <= MAX_DIRECTIONS:
+        raise TypeError(f'argument {key!r} of scan {name!r} is {specs!r}; allowed are 1 to {MAX_DIRECTIONS} scans')
+    for spec in specs:  # before they are read: one inside the other could be any number deep
+        if isinstance(spec, Mapping) and isinstance(spec.get(key), list | tuple):
+            raise ValueError(f'scan {name!r} holds {spec.get("name")!r}, a list itself; name its directions instead')
+    orders = tuple(get_scan(spec, 1) for spec in specs)
+    if any(order.parts for order in orders):
+        raise ValueError(f'scan {name!r} holds a list of scans; name its directions instead')
+    return orders
+
+
 def _checked(name: str, key: str, value: Any, default: ArgValue) -> ArgValue:
     kind = type(default)
+    if kind is tuple:
+        return _orders(name, key, value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -315,9 +420,10 @@ def _table(order: ScanOrder, height: int, width: int) -> np.ndarray:
     last = tokens if order.zeros else tokens - 1
     if table.size and (table.min() < 0 or table.max() > last):
         raise ValueError(f'{where} visits tokens {table.min()}..{table.max()}; allowed are 0..{last}')
-    if strategy.permutation and any((np.bincount(row, minlength=tokens)[:tokens] != 1).any() for row in table):
+    once = strategy.permutation and not order.parts  # which are checked one by one
+    if once and any((np.bincount(row, minlength=tokens)[:tokens] != 1).any() for row in table):
         raise ValueError(f'{where} visits a token twice or not at all, yet is registered as a permutation')
-    table = table.astype(np.int32)
+    table = table[:, ::-1].astype(np.int32) if order.backwards else table.astype(np.int32)
     table.flags.writeable = False
     return table
 
