@@ -164,6 +164,16 @@ def _vim(meta: dict, match: re.Match) -> tuple[str, dict]:
     return f'vim_{match["size"]}_patch16_{match["stride"] or ""}224', {'img_size': tuple(size)} if size else {}
 
 
+def _patch16(family: str) -> Callable[[dict, re.Match], tuple[str, dict]]:
+    """Models of Vim's kin, which are built for one image size."""
+
+    def model(meta: dict, match: re.Match) -> tuple[str, dict]:
+        size = meta['kwargs'].get('img_size')
+        return f'{family}_{match["size"]}_patch16_224', {'img_size': tuple(size)} if size else {}
+
+    return model
+
+
 def _vim_downstream(meta: dict, match: re.Match) -> tuple[str, dict]:
     args = meta['kwargs']
     mixer = 'out_indices' in args and not args.get('use_residual_as_feature')
@@ -278,6 +288,12 @@ FAMILIES = (
     Family(
         r' .*models_mamba\.py:vim_(?P<size>tiny|small|base)_patch16_(?P<stride>stride8_)?224_.*cls.*$',
         _vim,
+        last_normed,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+    ),
+    Family(
+        r' models_mamba\.mambar_(?P<size>\w+)_patch16_224$',
+        _patch16('mambareg'),
         last_normed,
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
     ),

@@ -79,7 +79,7 @@ def numbers(model):
     return {name: x.flatten()[0].item() for name, x in model.state_dict().items() if x.numel() and x.min() == x.max()}
 
 
-def deit(state, average):  # Vim, LBVim
+def deit(state, average):  # Vim and its kin
     args = argparse.Namespace(lr=1e-3, model='vim', output_dir='out')
     extra = {'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]}, 'lr_scheduler': {}, 'epoch': 299, 'scaler': {}}
     return {'model': state, 'model_ema': average, 'args': args, **extra}
@@ -120,6 +120,7 @@ def flat(state, average):  # GroupMamba
         ('plainmamba_l1', 'plainmamba_l1', mmcv, False),
         ('lbvim_tiny', 'lbvim_tiny_patch16_224', deit, False),
         ('lbvim_528_atthead', 'lbvim_528_patch16_224', deit, False),
+        ('mambareg_tiny', 'mambareg_tiny_patch16_224', deit, False),
         ('a2mamba_nano', 'a2mamba_nano', timm_trainer, False),
         ('mambavision_t', 'mambavision_tiny', timm_trainer, False),
     ],

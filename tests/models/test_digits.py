@@ -10,14 +10,14 @@ from visionssm.data.digits import fitting_size, load_digits
 
 NAMES = [name for name in timm.list_models('test_*') if model_entrypoint(name).__module__.startswith('visionssm.')]
 STEPS, LAST, BATCH = 50, 5, 28
-FIXED = {'test_vim', 'test_lbvim'}
 
 
 @pytest.mark.parametrize('name', [*NAMES, 'test_mambaout'])
 def test_fifty_steps(name):
     torch.manual_seed(0)
-    size = fitting_size(name, timm.create_model(name))
-    args = {'img_size': size} if name in FIXED else {}
+    model = timm.create_model(name)
+    size = fitting_size(name, model)
+    args = {'img_size': size} if model.pretrained_cfg.get('fixed_input_size') else {}
     model = timm.create_model(name, in_chans=1, num_classes=10, **args)
     digits = load_digits()
     shuffled = torch.randperm(len(digits.train_labels))[: STEPS * BATCH].split(BATCH)

@@ -221,6 +221,8 @@ class TokenMamba(Isotropic):
             raise ValueError(f'num_cls_tokens is {num_cls_tokens!r}; allowed are integers from 0')
         if cls_position not in ('spread', 'first'):
             raise ValueError(f'cls_position is {cls_position!r}; allowed are spread and first')
+        if cls_pos_embed and not num_cls_tokens:
+            raise ValueError('cls_pos_embed is True; allowed is False, as there are no class tokens')
         if init not in _INITS:
             raise ValueError(f'init is {init!r}; allowed are {" and ".join(_INITS)}')
         if type(cls_reduce) is not int or cls_reduce < 1 or embed_dim % cls_reduce:

@@ -593,6 +593,44 @@ LBVIM = Family(
     files=(_lbvim('tiny'), _lbvim('300'), _lbvim('small'), _lbvim('528')),
 )
 
+# Mamba-Reg
+
+_MAMBAREG = 'https://github.com/wangf3014/Mamba-Reg'
+
+
+def _mambareg(size: str, top1: float) -> Published:
+    return Published(
+        model=f'mambareg_{size}_patch16_224',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='unknown',
+        doubt='neither the repository nor the Hub repository is known to state a licence',
+        origin_url=_MAMBAREG,
+        repo='Wangf3014/Mamba-Reg',
+        filename=f'mambar_{size}_patch16_224.pth',
+        container='model',
+    )
+
+
+MAMBAREG = Family(
+    key='mambareg',
+    title='Mamba-Reg',
+    paper='Mamba-R: Vision Mamba Also Needs Registers',
+    arxiv='2405.14858',
+    venue='CVPR 2025',
+    repository=_MAMBAREG,
+    commit='0f7c2da9d8f3b03243a6242a0690bd72b54aa2c1',
+    license='unknown',
+    models={
+        'mambareg_tiny_patch16_224': Model(9_264_232, 1_925_351_424, container='model'),
+        'mambareg_small_patch16_224': Model(27_801_064, 6_241_609_728),
+        'mambareg_base_patch16_224': Model(99_301_096, 22_050_220_032),
+        'mambareg_large_patch16_224': Model(341_222_376, 77_103_579_136, '341'),
+        'test_mambareg': Model(346_344, 13_632_512),
+    },
+    files=(_mambareg('small', 81.4), _mambareg('base', 83.0), _mambareg('large', 83.6)),
+)
+
 # A2Mamba
 
 _A2MAMBA = 'https://github.com/LMMMEng/A2Mamba'
@@ -913,6 +951,7 @@ FAMILIES = {
         GROUPMAMBA,
         PLAINMAMBA,
         LBVIM,
+        MAMBAREG,
         A2MAMBA,
         MAMBAVISION,
         MOBILEMAMBA,
