@@ -234,7 +234,7 @@ def _speed_part(family: Family, drawing: Drawing, results: Path) -> str:
         return table(headings, rows)
     return wrap(
         'Not measured yet: `python tools/benchmark.py models` measures on a CPU, `python tools/gpu_report.py` on a GPU.'
-        + (' The scan alone is in the README.' if drawing.scans else '')
+        + (' The scan alone is in docs/op.md.' if drawing.scans else '')
     )
 
 

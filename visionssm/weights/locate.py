@@ -22,7 +22,7 @@ def locate(source: str | Path | Published | PretrainedCfg, cache_dir: str | Path
     """The file with the weights that `source` names, downloaded and verified if it is not here yet.
 
     Args:
-        source: A file; a folder with `model.safetensors`; 'hf-hub:owner/name[@revision][/file]'; a URL; a tag of
+        source: A file; a folder with `model.safetensors`; `hf-hub:owner/name[@revision][/file]`; a URL; a tag of
             `visionssm list`; a name of the authors' detectors and segmenters; or the record or timm's configuration of
             such a file. A `Path` is a file or a folder, never a name.
         cache_dir: Folder to use instead of the caches of the Hub and of torch.
