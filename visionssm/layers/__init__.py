@@ -29,8 +29,10 @@ from .ssm import (
     decay_rates,
     init_A_log,
     init_dt_bias,
+    join_projections,
     linear_without_autocast,
     split_projection,
+    split_projections,
 )
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     'decay_rates',
     'init_A_log',
     'init_dt_bias',
+    'join_projections',
     'linear',
     'linear_without_autocast',
     'na_av',
@@ -81,6 +84,7 @@ __all__ = [
     'scale_and_shift',
     'scan_tokens',
     'split_projection',
+    'split_projections',
     'spread',
     'walk_with_moves',
     'whole_side',

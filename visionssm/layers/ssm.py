@@ -97,12 +97,39 @@ def split_projection(projected: Tensor, dt_proj_weight: Tensor | None, d_state: 
     return dt, B, C
 
 
+class DirectionProjections(nn.Module):
+    """`x_proj` and `dt_proj` of one direction, as linear layers of their own.
+
+    Args:
+        x_proj: Weight, (R + 2 N, D).
+        dt_proj: Weight, (D, R); None: there is no such projection.
+    """
+
+    def __init__(self, x_proj: Tensor, dt_proj: Tensor | None) -> None:
+        super().__init__()
+        self.x_proj = _linear_of(x_proj)
+        self.dt_proj = nn.Identity() if dt_proj is None else _linear_of(dt_proj)
+
+    def forward(self, x: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, L, D) to delta (B, L, D) or, without `dt_proj`, (B, L, R), and to B and C (B, L, N)."""
+        projected = self.x_proj(x)
+        dt, B, C = projected.split([projected.shape[-1] - 2 * d_state, d_state, d_state], -1)
+        return self.dt_proj(dt), B, C
+
+
+def _linear_of(weight: Tensor) -> Linear:
+    layer = Linear(*reversed(weight.shape), bias=False, device='meta')
+    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    return layer
+
+
 class SelectiveSSM(nn.Module):
     """Selective scan of one token map along K directions, one set of parameters each, summed in pixel order.
 
     Parameters: `x_proj_weight` (K, R + 2 N, D), `A_log` (K, D, N), `D` (K, D), `dt_proj_bias` (K, D) and, for
     `mixer='mamba1'`, `dt_proj_weight` (K, D, R). For 'mamba2', R is the number of heads of D / R channels: the first R
     outputs of x_proj are the steps of the heads, `A_log` is (K, R, 1) and `dt_proj_bias` (K, R).
+    `split_projections` makes the weights of x_proj and dt_proj linear layers, `directions.{k}.x_proj` and so on.
 
     Args:
         d_inner: Channels D.
@@ -139,7 +166,8 @@ class SelectiveSSM(nn.Module):
             raise ValueError(f'{dt_rank} heads do not divide {d_inner} channels')
         dd = {'device': device, 'dtype': dtype}
         check_local_window(local_window)
-        self.d_state, self.bias_count, self.local_window = d_state, bias_count, local_window
+        self.mixer, self.d_state, self.bias_count, self.local_window = mixer, d_state, bias_count, local_window
+        self.directions = None
         self.x_proj_weight = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner, **dd))
         if mixer == 'mamba1':
             self.dt_proj_weight = nn.Parameter(torch.empty(directions, d_inner, dt_rank, **dd))
@@ -156,6 +184,7 @@ class SelectiveSSM(nn.Module):
         """Initialise as VMamba does: 'v0' for mamba1, 'v2' for mamba2."""
         if self.D.is_meta:  # slow there, and nothing to fill
             return
+        self.join_projections()
         bound = self.x_proj_weight.shape[-1] ** -0.5  # what nn.Linear starts with
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
         nn.init.ones_(self.D)
@@ -167,6 +196,59 @@ class SelectiveSSM(nn.Module):
             nn.init.uniform_(self.dt_proj_weight, -bound, bound)
             init_dt_bias(self.dt_proj_bias)
             init_A_log(self.A_log)
+
+    def project(self, x: Tensor, index: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, L, D) to delta, B and C as `split_projection` gives them; `index` is that of `forward`."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if self.directions is not None:
+                chosen = self.directions if index < 0 else self.directions[index : index + 1]
+                parts = [direction(x, self.d_state) for direction in chosen]
+                return tuple(torch.stack(part, 2) for part in zip(*parts, strict=True))
+        x_proj, dt_proj = self.x_proj_weight, self.dt_proj_weight
+        if index >= 0:
+            x_proj = x_proj[index : index + 1]
+            if dt_proj is not None:
+                dt_proj = dt_proj[index : index + 1]
+        projected = linear(x, x_proj.flatten(0, 1))
+        projected = projected.reshape(x.shape[0], x.shape[1], x_proj.shape[0], -1)
+        return split_projection(projected, dt_proj, self.d_state)
+
+    @torch.jit.ignore
+    def split_projections(self) -> None:
+        """Replace `x_proj_weight` and `dt_proj_weight` by linear layers, one of each per direction."""
+        if self.directions is None:
+            dt_proj = [None] * len(self.D) if self.dt_proj_weight is None else self.dt_proj_weight
+            pairs = zip(self.x_proj_weight, dt_proj, strict=True)
+            del self.directions  # an attribute, and it becomes a module
+            self.directions = nn.ModuleList(DirectionProjections(*pair) for pair in pairs).train(self.training)
+            self.x_proj_weight = self.dt_proj_weight = None
+
+    @torch.jit.ignore
+    def join_projections(self) -> None:
+        """Undo `split_projections`.
+
+        Raises:
+            ValueError: If an adapter or quantiser has put something else in the place of a layer or of its weight.
+        """
+        if self.directions is None:
+            return
+        stacked = {}
+        for name in ('x_proj', 'dt_proj') if self.mixer == 'mamba1' else ('x_proj',):
+            layers = [getattr(direction, name) for direction in self.directions]
+            held = {type(layer) for layer in layers} | {type(layer.weight) for layer in layers}
+            if other := held - {Linear, nn.Parameter}:
+                raise ValueError(
+                    f'{name} is held by {", ".join(sorted(cls.__name__ for cls in other))}; only plain linear layers '
+                    'can be joined: unload or merge adapters first'
+                )
+            stacked[f'{name}_weight'] = nn.Parameter(
+                torch.stack([layer.weight.detach() for layer in layers]),
+                any(layer.weight.requires_grad for layer in layers),
+            )
+        del self.directions
+        self.directions = None
+        for name, weight in stacked.items():
+            setattr(self, name, weight)
 
     def forward(self, x: Tensor, order: Tensor, index: int = -1, per_step: bool = False) -> Tensor:
         """Scan.
@@ -180,16 +262,10 @@ class SelectiveSSM(nn.Module):
         Returns:
             (B, L, D), or (B, T, K, D) with `per_step`; dtype of `x`.
         """
-        x_proj, dt_proj, dt_bias = self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias
-        A_log, D = self.A_log, self.D
+        A_log, D, dt_bias = self.A_log, self.D, self.dt_proj_bias
         if index >= 0:
-            x_proj, dt_bias = x_proj[index : index + 1], dt_bias[index : index + 1]
-            A_log, D = A_log[index : index + 1], D[index : index + 1]
-            if dt_proj is not None:
-                dt_proj = dt_proj[index : index + 1]
-        projected = linear(x, x_proj.flatten(0, 1))
-        projected = projected.reshape(x.shape[0], x.shape[1], x_proj.shape[0], -1)
-        delta, B, C = split_projection(projected, dt_proj, self.d_state)
+            A_log, D, dt_bias = A_log[index : index + 1], D[index : index + 1], dt_bias[index : index + 1]
+        delta, B, C = self.project(x, index)
         return scan_tokens(
             u=x,
             delta=delta,
@@ -203,3 +279,37 @@ class SelectiveSSM(nn.Module):
             per_step=per_step,
             local_window=self.local_window,
         )
+
+
+def split_projections(model: nn.Module) -> list[str]:
+    """Make the scans' projections linear layers that are found by name, as adapters and quantisers ask for.
+
+    Most families keep the projections of all directions in one parameter, (K, out, in), which is faster. They become
+    `directions.{k}.x_proj` and `directions.{k}.dt_proj`, exact `nn.Linear` layers that give the same outputs to
+    rounding; Vim's and PlainMamba's have these names anyway. Load weights before; `join_projections` restores the
+    parameters, and with them the names of checkpoints.
+
+    Args:
+        model: Model, changed in place; optimisers and compiled versions of it are made afterwards.
+
+    Returns:
+        Names of the modules that were split; none if the model has no such parameters.
+    """
+    scans = {name: module for name, module in model.named_modules() if isinstance(module, SelectiveSSM)}
+    for module in scans.values():
+        module.split_projections()
+    return list(scans)
+
+
+def join_projections(model: nn.Module) -> None:
+    """Undo `split_projections`, so that weights have the names of checkpoints again.
+
+    Args:
+        model: Model, changed in place.
+
+    Raises:
+        ValueError: If an adapter or quantiser still holds one of the layers.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, SelectiveSSM):
+            module.join_projections()

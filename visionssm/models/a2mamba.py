@@ -47,13 +47,11 @@ from visionssm.layers import (
     channels_last,
     check_image_size,
     decay_rates,
-    linear,
     linear_without_autocast,
     na_av,
     na_bias,
     na_qk,
     scan_tokens,
-    split_projection,
     spread,
 )
 from visionssm.scans import ScanOrder, get_scan, scan_order
@@ -68,7 +66,6 @@ __all__ = ['A2Mamba']
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('check_image_size')
 torch.fx.wrap('decay_rates')
-torch.fx.wrap('linear')
 torch.fx.wrap('linear_without_autocast')
 torch.fx.wrap('na_av')
 torch.fx.wrap('na_bias')
@@ -238,8 +235,7 @@ class StateSSM(SelectiveSSM):
         Returns:
             States, (B, L, K, D); C, (B, L, K, 1); what the skips of all directions add, (B, L, D).
         """
-        projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(2, self.x_proj_weight.shape[:2])
-        delta, B, C = split_projection(projected, self.dt_proj_weight, 1)
+        delta, B, C = self.project(x)
         states = scan_tokens(
             u=x,
             delta=delta,

@@ -153,7 +153,7 @@ class VMamba(Pyramid):
         there and (K, D) here, so it is named; in the Mamba-2 form it is 3-D there, and decayed.
         """
         scans = ((name, m) for name, m in self.named_modules() if isinstance(m, SelectiveSSM))
-        return {f'{name}.D' for name, m in scans if m.dt_proj_weight is not None}
+        return {f'{name}.D' for name, m in scans if m.mixer == 'mamba1'}
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'VMamba') -> dict[str, Tensor]:
