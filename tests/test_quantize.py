@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -42,6 +43,52 @@ def test_folder_loads_and_is_what_was_quantised(name, method, tmp_path, capsys):
         assert 0 < error(loaded(IMAGES), plain(IMAGES)) < 0.03
     linears = [m for m in loaded.modules() if isinstance(m, torch.nn.Linear)]
     assert linears and all(quantized.is_quantized(m.weight) for m in linears)
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    folder = tmp_path / 'train' / 'class'
+    folder.mkdir(parents=True)
+    for i in range(3):
+        pixels = torch.randint(256, (96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        Image.fromarray(pixels.numpy()).save(folder / f'{i}.png')
+    return folder.parent
+
+
+@pytest.mark.parametrize('name', ['test_vim', 'test_plainmamba', 'test_vmamba'])
+@pytest.mark.parametrize(('method', 'most'), [('mambaquant-w8a8', 0.05), ('mambaquant-w4a8', 0.4)])
+def test_calibrated_folder(name, method, most, calibration, tmp_path, capsys):
+    folder = tmp_path / 'out'
+    torch.manual_seed(0)
+    command = ['quantize', name, '--random', '--method', method, '--calibration', str(calibration), '--images', '2']
+    assert cli.main([*command, '--output', str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert 'rewritten: outputs differ by' in said and 'largest input over standard deviation' in said
+    assert sorted(file.name for file in folder.iterdir()) == sorted(quantize.FILES)
+    about = json.loads((folder / 'config.json').read_text())['quantization']
+    assert (about['method'], about['calibration_images']) == (method, 2)
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    torch.manual_seed(0)
+    plain = timm.create_model(name).eval()
+    with torch.no_grad():
+        assert 0 < error(loaded(IMAGES), plain(IMAGES)) < most
+    scans = [m for m in loaded.modules() if hasattr(m, 'out_proj')]
+    for scan in scans:
+        static, per_token = scan.in_proj.weight.act_quant_scale, scan.out_proj.weight
+        assert static.numel() == 1 and per_token.act_quant_scale is None and per_token.act_quant_kwargs is not None
+
+
+def test_static_ranges_are_percentiles():
+    layer = torch.nn.Linear(4, 3)
+    x = torch.linspace(-1, 9, 1000).view(1, 250, 4)
+    found = quantize.input_ranges([layer], layer, [x], 99.0)[layer]
+    assert found.ndim == 3 and abs(found.low + 0.9) < 0.02 and abs(found.high - 8.9) < 0.02
+    model = torch.nn.Sequential(layer)
+    expected = model(x.clamp(found.low, found.high))
+    quantized.check_torchao()
+    quantize.quantize_linear(model, '0', 8, found)
+    with torch.no_grad():
+        assert error(model(x), expected) < 0.01
 
 
 def test_loads_with_other_classes_and_for_features(tmp_path):
@@ -115,6 +162,9 @@ def test_other_places(written, tmp_path):
         (['test_vim', '--method', 'int8-weight', '--calibration', '.'], 'takes no calibration images'),
         (['mambaout_femto', '--random', '--method', 'int8-weight'], "timm's own"),
         (['test_vim', '--method', 'int8-weight'], 'no published weights'),
+        (['test_vim', '--method', 'mambaquant-w8a8'], 'needs calibration images'),
+        (['test_vim', '--random', '--method', 'mambaquant-w8a8', '--calibration', 'none'], 'no folder of calibration'),
+        (['test_vim', '--random', '--method', 'mambaquant-w8a8', '--calibration', '/dev/fd'], 'no images in'),
     ],
 )
 def test_bad_requests(arguments, message, tmp_path, capsys):

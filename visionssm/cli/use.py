@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .output import check_parent, positive
 
+_METHODS = 'int8-weight, int8-dynamic, mambaquant-w8a8, mambaquant-w4a8'
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add this module's commands to the parser."""
@@ -58,8 +60,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
     command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
     command.add_argument('--random', action='store_true', help='a new model without trained weights')
-    command.add_argument('--method', required=True, metavar='METHOD', help='int8-weight or int8-dynamic')
-    command.add_argument('--calibration', type=Path, metavar='DIR', help='training images')
+    command.add_argument('--method', required=True, metavar='METHOD', help=f'one of {_METHODS}')
+    command.add_argument('--calibration', type=Path, metavar='DIR', help='training images, for mambaquant-*')
     command.add_argument('--images', type=positive, default=128, metavar='N', help='to take of these; default: 128')
     command.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
@@ -135,8 +137,15 @@ def _quantize(args: argparse.Namespace) -> int:
     done = quantize(
         args.model, args.method, args.output, args.calibration, args.checkpoint, args.img_size, args.images, args.random
     )
-    for line in done.notes:
+    for line in done.prepared.notes:
         print(line)
+    if peaks := done.prepared.peaks:
+        before, after = (sorted(values) for values in ([x.before for x in peaks], [x.after for x in peaks]))
+        middle = len(peaks) // 2
+        print(
+            'largest input over standard deviation, before and after: '
+            f'median {before[middle]:.1f} and {after[middle]:.1f}, worst {before[-1]:.1f} and {after[-1]:.1f}'
+        )
     size = (args.output / 'model.safetensors').stat().st_size
     plain = 4 * sum(x.numel() for x in done.model.state_dict().values())
     print(f'{done.layers} linear layers quantised, {done.weights:.1%} of the parameters')

@@ -270,6 +270,11 @@ class MambaBlock(nn.Module):
         self.mixer = MambaMixer(dim, **mixer_args, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @torch.jit.ignore
+    def projected_norms(self) -> list[tuple[nn.Module, nn.Linear]]:
+        """Norms, each with the one linear layer that reads it."""
+        return [(self.norm, self.mixer.in_proj)]
+
     def step(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """The stream (B, L, C) after the block, and the mixer's output."""
         y = self.mixer(self.norm(x), order)

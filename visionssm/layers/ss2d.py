@@ -94,6 +94,11 @@ class SS2D(ScanningModule):
         y = self.ssm(x, order, index)
         return y[:, :-1] if self.zeros else y
 
+    @torch.jit.ignore
+    def projected_norms(self) -> list[tuple[nn.Module, nn.Linear]]:
+        """Norms, each with the one linear layer that reads it."""
+        return [] if self.gate else [(self.norm, self.out_proj)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of (B, H, W, C)."""
         _, height, width, _ = x.shape

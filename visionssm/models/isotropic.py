@@ -67,6 +67,16 @@ class Isotropic(ScanningBackbone):
             raise ValueError(f'global_pool is {pool!r}; allowed are {", ".join(map(repr, self.POOLS))}')
         return pool
 
+    @torch.jit.ignore
+    def stream_obstacle(self) -> str:
+        """What works on the stream besides norms and projections, so that it can't be rotated; '' if nothing."""
+        return ''
+
+    @torch.jit.ignore
+    def final_projection(self) -> nn.Module:
+        """What reads the final norm."""
+        return self.head
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to normed tokens."""
         x, order = self._prepare(x)

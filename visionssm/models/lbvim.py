@@ -180,6 +180,11 @@ class LBVim(Isotropic):
             return nn.Identity()
         return AttentionPool(self.embed_dim, self.pool_heads, device=device, dtype=dtype)
 
+    @torch.jit.ignore
+    def final_projection(self) -> nn.Module:
+        """What reads the final norm."""
+        return self.attn_pool.kv if self.global_pool == 'map' else self.head
+
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
         x = self.patch_embed(x)

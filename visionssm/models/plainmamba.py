@@ -165,6 +165,11 @@ class PlainMambaBlock(nn.Module):
         self.has_conv = conv
         self.conv = ConvNormAct(dim, dim, 3, groups=dim, act_layer=nn.GELU, **dd) if conv else nn.Identity()
 
+    @torch.jit.ignore
+    def projected_norms(self) -> list[tuple[nn.Module, nn.Linear]]:
+        """Norms, each with the one linear layer that reads it."""
+        return [(self.norm, self.mixer.in_proj)]
+
     def forward(self, x: Tensor, walk: Tensor) -> Tensor:
         """Mix (B, H, W, C)."""
         x = x + self.drop_path(self.mixer(self.norm(x), walk))
@@ -254,6 +259,12 @@ class PlainMamba(Isotropic):
         if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
+
+    @torch.jit.ignore
+    def stream_obstacle(self) -> str:
+        """Convolutions that take the stream's place."""
+        convs = [i for i, block in enumerate(self.blocks) if block.has_conv]
+        return f'blocks {convs} end with a convolution' if convs else ''
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_image_size(x, 1)

@@ -286,6 +286,11 @@ class TokenMamba(Isotropic):
             like = self.pos_embed
             self.neck = self._make_neck(like.device, like.dtype).train(self.training)
 
+    @torch.jit.ignore
+    def final_projection(self) -> nn.Module:
+        """What reads the final norm."""
+        return self.neck.fc if isinstance(self.neck, Neck) else self.head
+
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Images to the stream, its visiting orders (K, T) and the grid of patches."""
         check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)

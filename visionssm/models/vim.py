@@ -154,6 +154,11 @@ class Vim(TokenMamba):
             for block in self.blocks[:-1]:
                 block.rotary = True
 
+    @torch.jit.ignore
+    def stream_obstacle(self) -> str:
+        """The rotary option, which turns pairs of its channels."""
+        return '' if self.rope is None else 'the rotary option turns pairs of its channels'
+
     def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, order, size = self._embed(x)
         walk = [order]

@@ -49,6 +49,11 @@ class VMambaBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, **dd) if self.has_mlp else nn.Identity()
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd) if self.has_mlp else nn.Identity()
 
+    @torch.jit.ignore
+    def projected_norms(self) -> list[tuple[nn.Module, nn.Linear]]:
+        """Norms, each with the one linear layer that reads it."""
+        return [(self.norm1, self.mixer.in_proj), *([(self.norm2, self.mlp.fc1)] if self.has_mlp else [])]
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C)."""
         x = x + self.drop_path(self.mixer(self.norm1(x)))
