@@ -13,14 +13,14 @@ from visionssm.apps.classify import load_classifier
 from visionssm.catalog.models import check_model, model_names
 from visionssm.models import load_checkpoint
 from visionssm.ops import selective_scan, use_backend
-from visionssm.scans import get_scan
+from visionssm.scans import get_scan, list_scans, register_scan, registry
 from visionssm.train import load_recipe
 from visionssm.weights.published import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools'))
 import check_site  # noqa: E402
-from website import choosing, errors  # noqa: E402
+from website import choosing, errors, reference, walks  # noqa: E402
 
 TROUBLESHOOTING = (ROOT / 'docs/troubleshooting.md').read_text()
 
@@ -83,6 +83,15 @@ def test_all_models_can_be_chosen():
     assert not re.search(r'\b(nan|inf)\b', plots)
     licences = choosing.licences()
     assert [key for key in FAMILIES if f'cards/{key}.md' not in licences] == []
+
+
+def test_a_new_order_is_on_its_pages(monkeypatch):
+    monkeypatch.setattr(registry, '_STRATEGIES', dict(registry._STRATEGIES))
+    register_scan('rows_up', meaning='Rows from below')(lambda height, width: np.arange(height * width)[::-1])
+    shown = list(walks.orders())
+    assert list(dict.fromkeys(order.name for order in shown)) == list_scans() and shown[-1].name == 'rows_up'
+    assert len(set(shown)) == len(shown) and len({order.describe() for order in shown if order.directions == 4}) > 10
+    assert '| `rows_up` | 4, 2, 1 |' in reference.scan_orders()
 
 
 def test_ticks_and_scales():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools'))
 
 from visionssm.weights.published import FAMILIES  # noqa: E402
-from website import choosing, errors, reference  # noqa: E402
+from website import choosing, errors, reference, walks  # noqa: E402
 
 PARTS = {
     'accuracy plots': choosing.plots,
@@ -49,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=text))
     for file in sorted((ROOT / 'model_cards/img').glob('*.svg')):
         files.append(File.generated(config, f'cards/img/{file.name}', content=file.read_bytes()))
-    for name, content in reference.assets().items():
+    for name, content in (reference.assets() | walks.files()).items():
         files.append(File.generated(config, name, content=content))
     return files
 

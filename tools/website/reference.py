@@ -45,9 +45,9 @@ def scan_orders() -> str:
     """Every registered order."""
     rows = []
     for name in list_scans():
-        strategy = get_scan(name).strategy
+        order = get_scan(name)
+        strategy, args = order.strategy, order.describe().partition(', ')[2]
         counts = [*map(str, strategy.directions), *(['any'] if strategy.any_directions else [])]
-        args = ', '.join(f'{key}={value}' for key, value in strategy.args.items())
         rows.append([f'`{name}`', ', '.join(counts), args and f'`{args}`', strategy.meaning, strategy.source])
     return table(['order', 'directions', 'arguments', 'meaning', 'source'], rows)
 
