@@ -7,9 +7,12 @@ skip and gate (arXiv:2401.10166, appendix, after state-spaces/mamba issue 110). 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import neighborhood, products, selective_scan  # noqa: F401  they define the operators
 
@@ -45,3 +48,21 @@ def _na_av(attn, v, window, *args, **kwargs) -> int:
 @register_flop_formula(_ops.linear)
 def _linear(x, weight, *args, **kwargs) -> int:
     return 2 * math.prod(x) * weight[0]
+
+
+def trace_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
+    """Multiply-adds of our operators in a trace of TorchScript, by the operator's name.
+
+    For counters that read traces, fvcore's `FlopCountAnalysis` and mmengine's `FlopAnalyzer`:
+    `set_op_handle(**trace_handles())`.
+
+    Returns:
+        Functions of the values that an operator takes and gives.
+    """
+    names = ('selective_scan', 'na_qk', 'na_av', 'na_av_transposed')
+    return {f'visionssm::{name}': partial(_count_traced, getattr(_ops, name)) for name in names}
+
+
+def _count_traced(operator: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> float:
+    plain = [value.type().sizes() if value.isCompleteTensor() else value.toIValue() for value in inputs]
+    return flop_registry[operator](*plain) / 2

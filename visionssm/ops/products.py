@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .dispatch import TensorProblem, requested_backend, resolve
 from .transforms import differentiable, transformed
@@ -15,7 +16,8 @@ _LEAST_WORK = 1 << 21  # multiply-adds below which another product than torch's 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, by oneDNN where that is faster: fp32 on an x86 CPU, in eager mode.
 
-    Compiled, exported, scripted and traced programs hold the plain operator, and so it is for tensors of other classes.
+    Compiled, exported, scripted and traced programs hold the plain operator, and so it is for tensors of other classes
+    and under a `TorchDispatchMode`.
 
     Args:
         x: (..., C).
@@ -37,6 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _other_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `x` and `weight` are for another product than torch's own."""
     if type(x) not in _PLAIN or type(weight) not in _PLAIN or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if is_in_torch_dispatch_mode():  # counters, say, that know torch's own operators
         return False
     name = requested_backend('linear')
     automatic = (
