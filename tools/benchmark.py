@@ -2,6 +2,7 @@
 
 python tools/benchmark.py scan                  # the scan op against the sequential loop and the floor
 python tools/benchmark.py scan --json out.json
+python tools/benchmark.py models --published --clock cpu --batch 1 --at-once 6
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import timm
 import torch
 
 import visionssm.models  # noqa: F401 - registers the models
+from visionssm.catalog.models import model_names, tag_record
 from visionssm.ops import cpu, selective_scan
 from visionssm.scans import get_scan
 
@@ -44,14 +46,19 @@ MODELS += ['vcmamba_s', 'efficientvmamba_tiny', 'efficientformer_l1', 'edgenext_
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call, wall time by default."""
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> dict[str, float]:
+def interleaved_medians(
+    sides: dict[str, tuple[Callable[[], object], int]], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of every side; (function, rounds), the sides taken in turn so that drift affects all alike."""
     for function, _ in sides.values():
         function()
@@ -59,7 +66,7 @@ def interleaved_medians(sides: dict[str, tuple[Callable[[], object], int]]) -> d
     for turn in range(max(rounds for _, rounds in sides.values())):
         for name, (function, rounds) in sides.items():
             if turn < rounds:
-                times[name].append(seconds(function))
+                times[name].append(seconds(function, clock))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -195,19 +202,36 @@ def format_scan_row(row: dict) -> str:
     return text
 
 
-def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int) -> list[dict]:
-    """Images/s of inference of (model, image side) pairs, taken in turn on one random batch each."""
-    sides = {}
-    for name, side in pairs:
-        model = create(name, side)
-        x = torch.randn(batch, 3, side, side)
-        sides[f'{name}@{side}'] = (partial(infer, model, x), rounds)
+def bench_models(
+    pairs: list[tuple[str, int]], batch: int, rounds: int, clock: str = 'wall', at_once: int | None = None
+) -> list[dict]:
+    """Images/s of inference of (model, image side) pairs, taken in turn on one random batch each.
+
+    Args:
+        pairs: What to measure.
+        batch: Images at once.
+        rounds: Timed runs of each.
+        clock: Of `CLOCKS`: 'cpu' is the time of the process, which other processes disturb less.
+        at_once: Models in memory, which are the ones that take turns; None: all.
+    """
     rows = []
-    for name, median in interleaved_medians(sides).items():
-        rows.append({'model': name, 'images_per_second': batch / median, 'ms': 1e3 * median})
-    for row in rows:
-        print(f'{row["model"]:44} {row["images_per_second"]:8.2f} images/s {row["ms"]:9.1f} ms', flush=True)
+    at_once = at_once or len(pairs)
+    for first in range(0, len(pairs), at_once):
+        sides = {}
+        for name, side in pairs[first : first + at_once]:
+            sides[f'{name}@{side}'] = (partial(infer, create(name, side), torch.randn(batch, 3, side, side)), rounds)
+        for name, median in interleaved_medians(sides, CLOCKS[clock]).items():
+            row = {'model': name, 'images_per_second': batch / median, 'ms': 1e3 * median}
+            print(f'{name:44} {row["images_per_second"]:8.2f} images/s {row["ms"]:9.1f} ms', flush=True)
+            rows.append(row)
     return rows
+
+
+def published() -> list[tuple[str, int]]:
+    """Every classifier of which an accuracy is reported, at its own size."""
+    names = [name for name in model_names(tags=True) if tag_record(timm.get_pretrained_cfg(name)).metrics.get('top-1')]
+    models = dict.fromkeys(name.partition('.')[0] for name in names)
+    return [(name, timm.get_pretrained_cfg(name).input_size[-1]) for name in models]
 
 
 def create(name: str, side: int) -> torch.nn.Module:
@@ -261,6 +285,9 @@ def main() -> int:
     scan.add_argument('--json', type=Path, help='write the results here')
     models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
+    models.add_argument('--published', action='store_true', help='every published classifier at its own size instead')
+    models.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu: time of the process, on one thread')
+    models.add_argument('--at-once', type=int, metavar='N', help='models that take turns (default: all)')
     models.add_argument('--batch', type=int, default=8, help='images at once (default: 8)')
     models.add_argument('--rounds', type=int, default=5, help='timed runs of each model (default: 5)')
     models.add_argument('--profile', metavar='NAME[@SIDE]', help='show where the time of one model goes instead')
@@ -273,13 +300,17 @@ def main() -> int:
 
         print(model_bytes_table())
         return 0
+    if args.command == 'models' and args.clock == 'cpu':
+        torch.set_num_threads(1)
     report = {'machine': machine()}
     print(report['machine'])
     if args.command == 'models':
         if args.profile:
             print(profile_model(*named_side(args.profile), args.batch))
             return 0
-        report['results'] = bench_models([named_side(name) for name in args.models], args.batch, args.rounds)
+        report['machine'] |= {'clock': args.clock, 'batch': args.batch}
+        pairs = published() if args.published else [named_side(name) for name in args.models]
+        report['results'] = bench_models(pairs, args.batch, args.rounds, args.clock, args.at_once)
     else:
         floor = floor_function()
         rows = [bench_scan(args.rounds, args.backends, shape, floor, args.indexed_loop) for shape in SCAN_SHAPES]
