@@ -129,8 +129,8 @@ def test_linear(monkeypatch):
 def test_opcheck():
     u, delta, A, B, C, D, z, bias = (x.float() for x in scan_inputs())
     order = torch.tensor([[0, 2, 2, 3, 1], [3, 1, 0, 2, 0]])
-    tail = (order, None, True, 0, 2, True, '')
-    grads = torch.randn_like(u), torch.randn(1, 2, 2, 2)
+    tail = (order, None, True, 0, 2, True, True, '')
+    grads = torch.randn_like(u), torch.randn(1, 2, 2, 2), torch.empty(0)
     for absent in ((D, z, bias), (None, None, None)):
         torch.library.opcheck(OPS.selective_scan_backward.default, (*grads, u, delta, A, B, C, *absent, *tail))
     q, k, v = torch.randn(3, 1, 2, 4, 5, 3)

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from visionssm.ops import chunked, scan_tokens, selective_scan, selective_scan_fn, selective_scan_ref, use_backend
+from visionssm.ops.inputs import ScanInputs
 from visionssm.scans import get_scan, list_scans
 from visionssm.testing import assert_close
 
@@ -121,6 +122,28 @@ def test_lengths(backend, L, N, monkeypatch):
 def test_windows_over_chunks(backend, window, monkeypatch):
     monkeypatch.setattr(chunked, '_CHUNK_ELEMENTS', 1)
     check(problem(B=1, L=901, K=1, D=5, N=2), backend, local_window=window)
+
+
+@pytest.mark.parametrize('N', [1, 3, 16])
+@pytest.mark.parametrize('window', [None, 3])
+@pytest.mark.parametrize('D', [6, 112])
+def test_states_before_chunks(D, window, N, monkeypatch):
+    monkeypatch.setattr(ScanInputs, 'chunk', 6)
+    check(problem(B=1, L=21, D=D, N=N), 'cpu', order=orders(21, 2, 'permuted'), local_window=window)
+
+
+@pytest.mark.parametrize('kept', [torch.empty(0), torch.full((2, 2, 2, 3, 6), torch.nan)], ids=['not asked', 'none'])
+def test_backward_without_states_of_the_forward_pass(kept):
+    tensors = problem(L=300)
+    inputs = ScanInputs(**tensors, order=None, param_order=None, delta_softplus=True, mode=0, local_window=0,
+                        return_last_state=False, keep_starts=True)  # fmt: skip
+    assert inputs.starts_shape == (2, 2, 2, 3, 6)
+    out, _, starts = torch.ops.visionssm.selective_scan(*inputs, 'cpu')
+    expected, found = (
+        torch.ops.visionssm.selective_scan_backward(torch.ones_like(out), None, x, *inputs, 'cpu')
+        for x in (starts, kept)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -272,8 +295,10 @@ def module_inputs(B=2, L=12):
 
 @pytest.mark.parametrize('mode', [0, 1, 2])
 def test_opcheck(mode):
+    keep_starts = mode != 1
     t = problem(L=5, z=True)
-    args = [x.requires_grad_() for x in t.values()] + [orders(5, 2, 'permuted'), None, True, mode, 0, True, '']
+    args = [x.requires_grad_() for x in t.values()]
+    args += [orders(5, 2, 'permuted'), None, True, mode, 0, True, keep_starts, '']
     torch.library.opcheck(torch.ops.visionssm.selective_scan.default, args)
 
 

@@ -36,6 +36,7 @@ _PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again an
 _COMPILE_SECONDS = 3600  # a loaded machine takes minutes; after this the compiler hangs
 _AGAIN_SECONDS = 60  # at least, before a compiler that was interrupted is tried again
 _SHELL_KILLED = (130, 137, 143)  # how a compiler's own driver says that a signal ended it
+KEEPS_STARTS = True  # the states before every chunk of steps, from the forward pass for the backward one
 _UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
 
 
@@ -51,10 +52,10 @@ class InterruptedCompileError(CompileError):
 
 
 _INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads'
-_INTS += ' groups'
+_INTS += ' groups chunk'
 _INPUTS = 'u delta z A B C D bias order param_order'
 _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
-_OUTPUTS = 'out last_state gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
+_OUTPUTS = 'out last_state starts gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
 
 
 class _Scan(ctypes.Structure):
@@ -297,7 +298,7 @@ class _Call:
         scan.steps, scan.states = inputs.steps, inputs.B.shape[-1]
         scan.scalar_decay = int(inputs.A.shape[-1] == 1 and scan.states > 1)
         scan.softplus, scan.mode, scan.window = int(inputs.delta_softplus), inputs.mode, inputs.local_window
-        scan.u_per_dir = int(inputs.u.ndim == 4)
+        scan.u_per_dir, scan.chunk = int(inputs.u.ndim == 4), inputs.chunk
         updates = scan.batch * scan.steps * scan.dirs * scan.channels * scan.states
         scan.threads = max(1, min(torch.get_num_threads(), updates // _UPDATES_PER_THREAD))
         scan.gomp_parallel = gomp_parallel()
@@ -341,8 +342,8 @@ def _with_exact_gate(inputs: ScanInputs) -> ScanInputs:
     return inputs if same else inputs._replace(u=inputs.u.float())
 
 
-def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of `u`, and the last state."""
+def forward(inputs: ScanInputs) -> tuple[Tensor, ...]:
+    """Output in the dtype of `u`, the last state, and the states before every chunk unless a decay is not finite."""
     if _steers_beyond(inputs):
         return chunked.forward(inputs)
     dtype, inputs = inputs.u.dtype, _with_exact_gate(inputs)
@@ -351,19 +352,30 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     state = inputs.u.new_empty(inputs.state_shape, dtype=torch.float32)
     if inputs.return_last_state:
         call.point('last_state', state)
+    starts = inputs.u.new_empty(inputs.starts_shape, dtype=torch.float32)
+    if inputs.keep_starts:
+        call.point('starts', starts)
     call.run(library().visionssm_scan_forward)
-    return out.to(dtype), state
+    return out.to(dtype), state, starts
 
 
-def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[Tensor | None, ...]:
-    """Gradients of `inputs.tensors`, each in its dtype, from those of output and last state."""
-    if _steers_beyond(inputs):
-        return chunked.backward(grads, inputs)
+def backward(
+    grads: tuple[Tensor, Tensor | None], inputs: ScanInputs, starts: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs.tensors`, each in its dtype, from those of output and last state.
+
+    `starts` are the states before every chunk, from `forward`; without them it runs again.
+    """
     given, inputs = inputs, _with_exact_gate(inputs)
+    if starts is None:
+        if _steers_beyond(inputs):
+            return chunked.backward(grads, given)
+        starts = forward(inputs._replace(keep_starts=True))[2]
     u, delta, A, B, C, D, z, delta_bias = inputs.tensors
     grad_out, grad_state = grads
     call = _Call(inputs)
     batch, _, directions, channels = delta.shape
+    call.point('starts', starts)
     call.point('gout', grad_out.to(u.dtype).contiguous())
     if grad_state is not None:
         call.point('gstate', grad_state.float().contiguous())
@@ -384,5 +396,5 @@ def backward(grads: tuple[Tensor, Tensor | None], inputs: ScanInputs) -> tuple[T
     dB, dC = (x[0] if groups == 1 else x.sum(0) for x in (dB, dC))
     dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
     if not dA.sum().isfinite():  # the kernel says infinite where the definition has no value
-        return chunked.backward(grads, inputs)
+        return chunked.backward(grads, given)
     return given.like_inputs((du, ddelta, dA, dB, dC, dD, dz, dbias))

@@ -2,7 +2,8 @@
 
 A backend is a module, and one line of `BACKENDS`. What the module offers depends on the op:
 
-    scan            forward(inputs) -> (output, last state) and backward(grads, inputs) -> one gradient per tensor
+    scan            forward(inputs) -> (output, last state) and backward(grads, inputs) -> one gradient per tensor;
+                    if `KEEPS_STARTS`, forward may return the states before every chunk, too, and backward takes them
     neighborhood    na_qk, na_av and na_av_transposed, as the operators of those names in `neighborhood.py`
     linear          linear(x, weight, bias)
 

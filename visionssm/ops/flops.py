@@ -31,7 +31,7 @@ def _scan(*args, **kwargs) -> int:
 
 
 @register_flop_formula(_ops.selective_scan_backward)
-def _scan_backward(grad_out, grad_state, *args, **kwargs) -> int:
+def _scan_backward(grad_out, grad_state, starts, *args, **kwargs) -> int:
     return 2 * _count_scan(*args[:9])
 
 

@@ -42,6 +42,7 @@ class ScanInputs(NamedTuple):
         mode: `MERGED`, `PER_DIRECTION` or `PER_STEP`.
         local_window: Steps per local backward window, 0 for none.
         return_last_state: Whether the last state is wanted.
+        keep_starts: Whether the states before every chunk of `chunk` steps are wanted, for the backward pass.
     """
 
     u: Tensor
@@ -58,6 +59,7 @@ class ScanInputs(NamedTuple):
     mode: int
     local_window: int
     return_last_state: bool
+    keep_starts: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -87,6 +89,25 @@ class ScanInputs(NamedTuple):
         """Shape of the last state; (0,) if it is not wanted."""
         batch, _, directions, channels = self.delta.shape
         return (batch, directions, channels, self.B.shape[-1]) if self.return_last_state else (0,)
+
+    @property
+    def chunk(self) -> int:
+        """Steps per chunk of the backward pass: whole windows, and fewer the more states are to be kept of each."""
+        chunk = max(16, 256 // max(1, self.B.shape[-1] // 8))
+        window = min(self.local_window, max(self.steps, 1))
+        return -(-chunk // window) * window if window else chunk
+
+    @property
+    def starts_shape(self) -> tuple[int, ...]:
+        """Shape of the states before every chunk, (B, K, chunks, N, D); (0,) if they are not wanted."""
+        batch, _, directions, channels = self.delta.shape
+        if not self.keep_starts:
+            return (0,)
+        return batch, directions, -(-self.steps // self.chunk), self.B.shape[-1], channels
+
+    def new_starts(self) -> Tensor:
+        """A tensor for the states before every chunk. NaN, as no state before the first step is: nobody kept any."""
+        return self.u.new_full(self.starts_shape, math.nan, dtype=torch.float32)
 
     @property
     def problem(self) -> ScanProblem:

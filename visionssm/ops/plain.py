@@ -49,8 +49,9 @@ def plain_program(program: ExportedProgram, core: bool = False) -> ExportedProgr
     return program
 
 
-def _selective_scan(*arguments) -> tuple[Tensor, Tensor]:
-    return forward_at_once(ScanInputs(*arguments[:14]))
+def _selective_scan(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = ScanInputs(*arguments[:-1])
+    return *forward_at_once(inputs), inputs.new_starts()
 
 
 def _neighbors(length: int, window: int, dilation: int, like: Tensor) -> Tensor:

@@ -23,9 +23,9 @@
 //        (12)     dA += d log a[t] dt[t];   d dt[t] = d log a[t] . A + u[p] (db[t] . B[q])
 //        (13)     ddelta[q] += d dt[t] sigmoid(x[t]);   dbias likewise
 //
-// Without a window there is no (2) and no (8), and s = h. The backward pass runs (1) once to find the state before every
-// chunk of steps; then, from the last chunk to the first, I. (1) again with all decays and states kept, II. (2), (3) and
-// (8) if there is a window, III. (5) to (13) from right to left. `reference.py` is the definition; W is the vector width.
+// Without a window there is no (2) and no (8), and s = h. The forward pass keeps the state before every chunk of steps;
+// the backward pass takes, from the last chunk to the first, I. (1) again with all decays and states kept, II. (2), (3)
+// and (8) if there is a window, III. (5) to (13) from right to left. `reference.py` is the definition; W is the vector width.
 //
 // Speed: chains of dependent operations are long (softplus alone over 100 cycles) and a processor looks only some 300
 // instructions ahead, so that dt is computed for `TILE` steps before their states, and vectors and states go side by side
@@ -73,15 +73,16 @@ typedef _Float16 vf16 __attribute__((vector_size(W * 2)));
 enum { ANY = -1, FP32 = 0, BF16 = 1, FP16 = 2 };
 enum { MERGED = 0, PER_DIRECTION = 1, PER_STEP = 2 };
 
-extern "C" struct Scan {  // every field is 8 bytes wide; `_cpu.py` holds the same list
+extern "C" struct Scan {  // every field is 8 bytes wide; `cpu.py` holds the same list
   int64_t batch, length, steps, dirs, channels, states;
-  int64_t scalar_decay, softplus, mode, window, dtype, delta_dtype, u_per_dir, threads, groups;
+  int64_t scalar_decay, softplus, mode, window, dtype, delta_dtype, u_per_dir, threads, groups, chunk;
   const void *u, *delta, *z;
   const float *A, *B, *C, *D, *bias;
   const int32_t *order, *param_order;  // (K, T), null: 0..T-1
   int64_t u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, z_b, z_l;  // strides in elements
   void *out;           // contiguous
   float *last_state;   // (B, K, D, N) or null
+  float *starts;       // states before every chunk of `chunk` steps, (B, K, chunks, N, D), or null
   const void *gout;    // contiguous, shape of out, dtype of u
   const float *gstate;  // (B, K, D, N) or null
   float *du, *ddelta, *dA, *dB, *dC, *dD, *dz, *dbias;  // contiguous; dA, dD, dbias per image; dB, dC per group of blocks
@@ -477,7 +478,7 @@ struct Kept {
 };
 
 enum { SOME = 3, MANY = 6 };   // vectors of channels side by side at N = 1, in registers
-enum { OUTPUT, START, KEEP };  // what a walk is for: outputs, the state it ends in, or all that the backward needs
+enum { OUTPUT, KEEP };         // what a walk is for: outputs, or all that the backward pass needs
 
 // (1) over steps [t0, t1) from `state` (NV, N, W), which ends as the last. NS: states known at compile time, or 0; NV:
 // vectors of channels side by side.
@@ -558,6 +559,31 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
   for (int i = 0; i < (NS ? NS * NV : 0); i++) store(state + i * W, local[i]);
 }
 
+static int64_t chunk_count(const Scan &s) { return (s.steps + s.chunk - 1) / s.chunk; }
+
+// Where the states before step t, the first of a chunk, are kept: rows of all channels, by state.
+template <int KIND>
+INLINE float *kept_start(const View<KIND> &view, int64_t t) {
+  const Scan &s = view.s;
+  return s.starts + ((view.b * s.dirs + view.k) * chunk_count(s) + t / s.chunk) * s.states * s.channels + view.d0;
+}
+template <int KIND>
+static void keep_start(const View<KIND> &view, int64_t t, const float *state) {
+  const int64_t N = view.s.states;
+  float *rows = kept_start(view, t);
+  for (int64_t v = 0; v * W < view.n; v++)
+    for (int64_t j = 0; j < N; j++)
+      store_part(rows + j * view.s.channels + v * W, load(state + (v * N + j) * W), view.lanes(v));
+}
+template <int KIND>
+static void load_start(const View<KIND> &view, int64_t t, float *state) {
+  const int64_t N = view.s.states;
+  const float *rows = kept_start(view, t);
+  for (int64_t v = 0; v * W < view.n; v++)
+    for (int64_t j = 0; j < N; j++)
+      store(state + (v * N + j) * W, load_part(rows + j * view.s.channels + v * W, view.lanes(v)));
+}
+
 // The walk for the number of states and of vectors at hand; several vectors at N = 1 alone, see `block_vectors`.
 template <int WHAT, int KIND>
 static void walk_block(const View<KIND> &view, const float *rates, int64_t t0, int64_t t1, float *state, const Sink *sink,
@@ -597,6 +623,7 @@ static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch)
   memset(h, 0, sizeof(float) * N * W);
   for (int64_t start = 0; start < s.steps; start += w) {
     const int64_t run = s.steps - start < w ? s.steps - start : w;
+    if (s.starts && start % s.chunk == 0) keep_start(view, start, h);
     for (int64_t i = 0; i < run; i++) {
       const int64_t p = view.token(start + i), q = view.param_token(start + i);
       const float *Bq = view.B + q * view.B_l;
@@ -660,7 +687,11 @@ static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, floa
       } else {
         for (int64_t v = 0; v < vectors; v++) view.decay_rates(rates + v * N * W, v);
         memset(state, 0, sizeof(float) * vectors * N * W);
-        walk_block<OUTPUT>(view, rates, 0, s.steps, state, &sink, nullptr);
+        const int64_t run = s.starts ? s.chunk : s.steps;
+        for (int64_t t = 0; t < s.steps; t += run) {
+          if (s.starts) keep_start(view, t, state);
+          walk_block<OUTPUT>(view, rates, t, std::min(t + run, s.steps), state, &sink, nullptr);
+        }
       }
       if (s.last_state)
         for (int64_t i = 0; i < n; i++)
@@ -706,11 +737,9 @@ static void forward_thread(void *data) {
 // A chunk of steps is recomputed forward, keeping decays and states, then walked in reverse. Blocks of channels of one
 // item share the sums over channels, dB and dC, kept by lane until all blocks have added theirs.
 struct Plan {
-  int64_t chunk, chunks, vectors;  // steps per chunk; chunks; vectors per item
-  size_t rates, starts, carry, a, h, read, r, q, dt, slope, du, dy, y, weighted, ddt, dB, dC, dA, total;  // offsets in floats
+  int64_t chunks, vectors;  // chunks; vectors per item
+  size_t rates, start, carry, a, h, read, r, q, dt, slope, du, dy, y, weighted, ddt, dB, dC, dA, total;  // offsets in floats
 };
-
-static const int64_t CHUNK_FLOATS = 1 << 17;  // 512 KiB: inside one core's L2
 
 static int64_t backward_vectors(const Scan &s, int64_t left) {
   // half the traffic of the sums over channels, where there are registers enough
@@ -720,17 +749,9 @@ static int64_t backward_vectors(const Scan &s, int64_t left) {
 
 static Plan backward_plan(const Scan &s, int64_t vectors) {
   const int64_t N = s.states, side = backward_vectors(s, vectors * W);
-  const int64_t per_step = (side * ((s.window ? 5 : 2) * N + 7) + 2 * N) * W;
+  const int64_t chunk = std::min(s.chunk, s.steps);
   Plan plan;
-  int64_t chunk = CHUNK_FLOATS / per_step;
-  if (chunk < 16) chunk = 16;
-  int64_t chunks = (s.steps + chunk - 1) / chunk;
-  if (chunks < 1) chunks = 1;
-  chunk = (s.steps + chunks - 1) / chunks;
-  if (s.window) chunk = (chunk + s.window - 1) / s.window * s.window;
-  if (chunk < 1) chunk = 1;
-  plan.chunk = chunk;
-  plan.chunks = (s.steps + chunk - 1) / chunk;
+  plan.chunks = chunk_count(s);
   plan.vectors = vectors;
   size_t at = 0;
   auto take = [&](int64_t floats) {
@@ -740,7 +761,7 @@ static Plan backward_plan(const Scan &s, int64_t vectors) {
   };
   const int64_t states = side * N * W;
   plan.rates = take(vectors * N * W);
-  plan.starts = take(vectors * plan.chunks * N * W);  // (chunks, vectors, N, W)
+  plan.start = take(states);
   plan.carry = take(vectors * N * W);
   plan.dA = take(vectors * (N + 2) * W);  // dA by state, dD, dbias
   plan.a = take(chunk * states);
@@ -1031,9 +1052,11 @@ static void after_states(const Job &job, const View<KIND> view, const Plan plan,
 // I. to III. of one block over a chunk.
 template <int NV, int KIND>
 static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, int64_t first,
-                           float *start, float *m) {
+                           float *m) {
   const Scan &s = view.s;
   const int64_t N = s.states;
+  float *start = m + plan.start;
+  load_start(view, t0, start);
   const int64_t side = N == 1 ? NV : 1;  // vectors per walk
   for (int64_t v = 0; v < NV; v += side) {
     const Kept kept{m + plan.a + v * N * W, m + plan.h + v * N * W,   m + plan.dt + v * W, m + plan.slope + v * W, NV};
@@ -1070,18 +1093,18 @@ static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &p
 
 template <int KIND>
 static void backward_block(const Job &job, const View<KIND> &view, const Plan &plan, int64_t t0, int64_t t1, int64_t first,
-                           float *start, float *m) {
+                           float *m) {
   const int64_t vectors = (view.n + W - 1) / W;
   if constexpr (!View<KIND>::FAST)
-    backward_chunk<1>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<1>(job, view, plan, t0, t1, first, m);
   else if (vectors == 1)
-    backward_chunk<1>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<1>(job, view, plan, t0, t1, first, m);
   else if (vectors == 2)
-    backward_chunk<2>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<2>(job, view, plan, t0, t1, first, m);
   else if (vectors == SOME)
-    backward_chunk<SOME>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<SOME>(job, view, plan, t0, t1, first, m);
   else
-    backward_chunk<MANY>(job, view, plan, t0, t1, first, start, m);
+    backward_chunk<MANY>(job, view, plan, t0, t1, first, m);
 }
 
 // Direction k of channels d0 .. end - 1 of an image.
@@ -1098,7 +1121,6 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
     }
   };
   memset(m + plan.dA, 0, sizeof(float) * (N + 2) * lanes);
-  memset(m + plan.starts, 0, sizeof(float) * N * lanes);
   memset(m + plan.carry, 0, sizeof(float) * N * lanes);
   for (int64_t v = 0; v < plan.vectors; v++) all.decay_rates(m + plan.rates + v * N * W, v);
   if (s.gstate)
@@ -1113,18 +1135,6 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
       memset(s.du + (s.u_per_dir ? token * s.dirs + k : token) * s.channels + d0, 0, sizeof(float) * all.n);
     if (s.z && k == 0) memset(s.dz + token * s.channels + d0, 0, sizeof(float) * all.n);
   }
-  // the state at the start of every chunk
-  for (int64_t c = 0; c + 1 < plan.chunks; c++)
-    each_block([&](auto view, int64_t first) {
-      const int64_t vectors = (view.n + W - 1) / W, side = N == 1 ? vectors : 1;
-      float *start = m + plan.starts + (c * plan.vectors + first) * N * W, *next = start + N * lanes;
-      memcpy(next, start, sizeof(float) * vectors * N * W);
-      for (int64_t v = 0; v < vectors; v += side) {
-        const decltype(view) part(s, k, b, view.d0 + v * W, side == vectors ? view.n : W);
-        walk_block<START>(part, m + plan.rates + (first + v) * N * W, c * plan.chunk, (c + 1) * plan.chunk,
-                          next + v * N * W, nullptr, nullptr);
-      }
-    });
   auto grad_row = [&](float *base, int64_t q) {  // dB or dC: (G, B, L, K, N)
     return base + (((group * s.batch + b) * s.length + q) * s.dirs + k) * N;
   };
@@ -1135,11 +1145,11 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
     }
 
   for (int64_t c = plan.chunks - 1; c >= 0; c--) {
-    const int64_t t0 = c * plan.chunk, t1 = t0 + plan.chunk < s.steps ? t0 + plan.chunk : s.steps;
+    const int64_t t0 = c * s.chunk, t1 = std::min(t0 + s.chunk, s.steps);
     memset(m + plan.dB, 0, sizeof(float) * (t1 - t0) * N * W);
     memset(m + plan.dC, 0, sizeof(float) * (t1 - t0) * N * W);
     each_block([&](auto view, int64_t first) {
-      backward_block(job, view, plan, t0, t1, first, m + plan.starts + (c * plan.vectors + first) * N * W, m);
+      backward_block(job, view, plan, t0, t1, first, m);
     });
     for (int64_t t = t0; t < t1; t++) {
       const int64_t q = all.param_token(t);
@@ -1209,6 +1219,7 @@ extern "C" int visionssm_scan_forward(const Scan *scan) {
   int64_t shares = 1;
   while (shares < vectors && s.batch * shares % s.threads && s.batch * shares < 4 * s.threads) shares++;
   job.width = std::max<int64_t>(1, (vectors + shares - 1) / shares) * W;
+  hint_large_pages(s.starts, s.batch * s.dirs * chunk_count(s) * s.states * s.channels * 4);
   hint_large_pages(s.out, s.batch * (s.mode == PER_STEP ? s.steps : s.length) * (s.mode == MERGED ? 1 : s.dirs) * s.channels *
                               (s.dtype == FP32 ? 4 : 2));
   job.items = s.batch * ((s.channels + job.width - 1) / job.width);

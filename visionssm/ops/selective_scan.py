@@ -110,6 +110,7 @@ def selective_scan(
         mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
         local_window=local_window or 0,
         return_last_state=return_last_state,
+        keep_starts=_is_trained(u, delta, A, B, C, D, z, delta_bias),
     )
     # compiled code can't read the context; the op does when it runs
     name = backend or '' if torch.compiler.is_compiling() else requested_backend('scan', backend)
@@ -128,7 +129,7 @@ def selective_scan(
             local_window=local_window,
             return_last_state=return_last_state,
         )
-    out, last_state = _scan(*inputs, name)
+    out, last_state, _ = _scan(*inputs, name)
     return (out, last_state) if return_last_state else out
 
 
@@ -198,6 +199,7 @@ def scan_tokens(
         mode=mode,
         local_window=local_window,
         return_last_state=False,
+        keep_starts=False,
         backend='',
     )[0]
 
@@ -288,6 +290,13 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
+def _is_trained(*tensors: Tensor | None) -> bool:
+    """Whether a gradient will be asked for, on a device whose kernel can use the states of the forward pass."""
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return tensors[0].device.type == 'cpu' and any(x is not None and x.requires_grad for x in tensors)
+
+
 def _check_positions(name: str, table: Tensor | None, length: int) -> None:
     """Reject positions outside [0, length) before a kernel reads there. On a GPU this would wait for the device."""
     if table is not None and table.device.type == 'cpu' and table.numel():
@@ -300,7 +309,8 @@ def _check_positions(name: str, table: Tensor | None, length: int) -> None:
 
 _ARGUMENTS = (
     'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? order, '
-    'Tensor? param_order, bool delta_softplus, SymInt mode, SymInt local_window, bool return_last_state, str backend'
+    'Tensor? param_order, bool delta_softplus, SymInt mode, SymInt local_window, bool return_last_state, '
+    'bool keep_starts, str backend'
 )
 
 
@@ -316,35 +326,41 @@ def _received(arguments: Sequence[Any]) -> tuple[ScanInputs, Any]:
     return inputs, resolve('scan', name, inputs.problem)
 
 
-@torch.library.custom_op('visionssm::selective_scan', mutates_args=(), schema=f'({_ARGUMENTS}) -> (Tensor, Tensor)')
+@torch.library.custom_op(
+    'visionssm::selective_scan', mutates_args=(), schema=f'({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)'
+)
 def _scan_op(*arguments):
     inputs, module = _received(arguments)
     _check_positions('order', inputs.order, inputs.u.shape[1])
     _check_positions('param_order', inputs.param_order, inputs.u.shape[1])
-    return module.forward(inputs)
+    out, state, *starts = module.forward(inputs)
+    return out, state, starts[0] if starts else inputs.new_starts()
 
 
 @_scan_op.register_fake
 def _scan_fake(*arguments):
     inputs = ScanInputs(*arguments[:-1])
-    return inputs.u.new_empty(inputs.out_shape), inputs.u.new_empty(inputs.state_shape, dtype=inputs.work_dtype)
+    out, state = inputs.u.new_empty(inputs.out_shape), inputs.u.new_empty(inputs.state_shape, dtype=inputs.work_dtype)
+    return out, state, inputs.new_starts()
 
 
 @torch.library.custom_op(
     'visionssm::selective_scan_backward',
     mutates_args=(),
-    schema=f'(Tensor? grad_out, Tensor? grad_state, {_ARGUMENTS}) -> ({", ".join(["Tensor"] * 8)})',
+    schema=f'(Tensor? grad_out, Tensor? grad_state, Tensor starts, {_ARGUMENTS}) -> ({", ".join(["Tensor"] * 8)})',
 )
-def _scan_backward_op(grad_out, grad_state, *arguments):
+def _scan_backward_op(grad_out, grad_state, starts, *arguments):
     inputs, module = _received(arguments)
     if grad_out is None:
         grad_out = inputs.u.new_zeros(inputs.out_shape)
-    grads = module.backward((grad_out, grad_state if inputs.return_last_state else None), inputs)
+    kept = getattr(module, 'KEEPS_STARTS', False) and starts.numel() and not starts.view(-1)[0].isnan()
+    grad_state = grad_state if inputs.return_last_state else None
+    grads = module.backward((grad_out, grad_state), inputs, *([starts] if kept else []))
     return tuple(inputs.u.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @_scan_backward_op.register_fake
-def _scan_backward_fake(grad_out, grad_state, *arguments):
+def _scan_backward_fake(grad_out, grad_state, starts, *arguments):
     inputs = ScanInputs(*arguments[:-1])
     return tuple(
         inputs.u.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -355,9 +371,9 @@ def _scan_backward_fake(grad_out, grad_state, *arguments):
 # ---- their derivatives: the first gradient is a kernel's, all others are those of the scan in torch ----------------
 
 
-def _scan_backward_rule(arguments, grads, needs):
+def _scan_backward_rule(arguments, grads, needs, starts):
     inputs = ScanInputs(*arguments[:-1])
-    found = _scan_backward(*grads, *arguments)
+    found = _scan_backward(*grads[:2], starts, *arguments)
     return [None if x is None else grad for x, grad in zip(inputs.tensors, found, strict=True)]
 
 
@@ -365,12 +381,12 @@ def _scan_jvp(arguments, tangents):
     inputs = ScanInputs(*arguments[:-1])
     zeros = inputs.u.new_zeros(inputs.out_shape), inputs.u.new_zeros(inputs.state_shape, dtype=inputs.work_dtype)
     found = tangent_of(_in_torch(inputs), *_present(inputs.tensors, tangents), zeros[: 1 + inputs.return_last_state])
-    return (*found, *zeros[len(found) :])
+    return *found, *zeros[len(found) :], torch.zeros_like(inputs.new_starts())
 
 
 def _gradient_backward_rule(arguments, grads, needs):
     primals, gradient = _gradient_in_torch(arguments)
-    present, cotangents = _present(primals[2:], grads)
+    present, cotangents = _present(primals[3:], grads)
     given = [x for x in primals if x is not None]
     found = iter(gradient_of(gradient, *given)(*cotangents))
     return [None if x is None else next(found) for x in primals]
@@ -378,9 +394,9 @@ def _gradient_backward_rule(arguments, grads, needs):
 
 def _gradient_jvp(arguments, tangents):
     primals, gradient = _gradient_in_torch(arguments)
-    zeros = [torch.zeros_like(x) for x in primals[2:] if x is not None]
+    zeros = [torch.zeros_like(x) for x in primals[3:] if x is not None]
     found = iter(tangent_of(gradient, *_present(primals, tangents), zeros))
-    return tuple(arguments[2].new_zeros(0) if x is None else next(found) for x in primals[2:])
+    return tuple(arguments[3].new_zeros(0) if x is None else next(found) for x in primals[3:])
 
 
 def _present(primals: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
@@ -403,7 +419,7 @@ def _in_torch(inputs: ScanInputs) -> Callable[..., tuple[Tensor, ...]]:
 
 def _gradient_in_torch(arguments: Sequence[Any]) -> tuple[Sequence[Tensor | None], Callable[..., tuple[Tensor, ...]]]:
     """What the gradient of a scan is a function of, and this function of those that are there, in torch's operators."""
-    grads, inputs = arguments[:2], ScanInputs(*arguments[2:-1])
+    grads, inputs = arguments[:2], ScanInputs(*arguments[3:-1])
     shapes = inputs.out_shape, inputs.state_shape
     dtypes = inputs.u.dtype, inputs.work_dtype
 
@@ -415,7 +431,7 @@ def _gradient_in_torch(arguments: Sequence[Any]) -> tuple[Sequence[Tensor | None
         ]
         return gradient_of(_in_torch(inputs), *given)(*cotangents[: 1 + inputs.return_last_state])
 
-    return (*grads, *inputs.tensors), gradient
+    return (*grads, None, *inputs.tensors), gradient  # the states before chunks are no more than a help
 
 
 def _scan_batch(call, size, dims, arguments):
@@ -428,10 +444,10 @@ def _scan_batch(call, size, dims, arguments):
         name: None if (x := getattr(inputs, name)) is None else in_front(x, getattr(by, name), size).flatten(0, 1)
         for name in ('u', 'delta', 'B', 'C', 'z')
     }
-    out, state = call(*inputs._replace(**images), arguments[-1])
-    out = out.unflatten(0, (size, out.shape[0] // size))
-    return out, state.unflatten(0, out.shape[:2]) if inputs.return_last_state else state.expand(size, 0)
+    outputs = call(*inputs._replace(**images), arguments[-1])
+    groups = size, outputs[0].shape[0] // size
+    return tuple(x.expand(size, 0) if x.ndim == 1 else x.unflatten(0, groups) for x in outputs)
 
 
-_scan = differentiable(_scan_op, backward=_scan_backward_rule, jvp=_scan_jvp, batch=_scan_batch)
+_scan = differentiable(_scan_op, backward=_scan_backward_rule, jvp=_scan_jvp, batch=_scan_batch, kept=1)
 _scan_backward = differentiable(_scan_backward_op, backward=_gradient_backward_rule, jvp=_gradient_jvp, batch=each)

@@ -17,16 +17,19 @@ from torch.autograd import forward_ad
 Rule = Callable[..., tuple[Tensor | None, ...]]
 
 
-def differentiable(op: Any, *, backward: Rule, jvp: Rule, batch: Callable[..., Any]) -> Callable[..., Any]:
+def differentiable(
+    op: Any, *, backward: Rule, jvp: Rule, batch: Callable[..., Any], kept: int = 0
+) -> Callable[..., Any]:
     """Register the formulas of `op` and return the function to call it by.
 
     Args:
         op: A custom op without keyword-only arguments that returns a tensor or a tuple of tensors.
-        backward: backward(inputs, grads, needs): one gradient or None per tensor of `inputs`, from the gradients of the
-            outputs (None: zero) and whether each input needs one. It may be differentiated itself.
+        backward: backward(inputs, grads, needs, *kept): one gradient or None per tensor of `inputs`, from the gradients
+            of the outputs (None: zero) and whether each input needs one. It may be differentiated itself.
         jvp: jvp(inputs, tangents): one tangent per output, from one per input (None: zero).
         batch: batch(call, size, dims, inputs): the outputs with the batch in front, by calls of the returned function;
             `dims` has the batch dimension of each input, or None.
+        kept: How many of the last outputs `backward` gets; they are its own and have no gradient.
 
     Returns:
         The function; its arguments are positional, those of `op`.
@@ -34,19 +37,22 @@ def differentiable(op: Any, *, backward: Rule, jvp: Rule, batch: Callable[..., A
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *(output[-kept:] if kept else ()))
         ctx.save_for_forward(*tensors)
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.set_materialize_grads(False)
 
-    def saved(ctx: Any) -> tuple[Any, ...]:
-        return tuple(other if x is None else x for x, other in zip(ctx.saved_tensors, ctx.others, strict=True))
+    def saved(ctx: Any) -> tuple[tuple[Any, ...], Sequence[Tensor]]:
+        tensors, count = ctx.saved_tensors, len(ctx.others)  # once: checkpointing unpacks it anew
+        inputs = tuple(other if x is None else x for x, other in zip(tensors[:count], ctx.others, strict=True))
+        return inputs, tensors[count:]
 
     def backward_formula(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         none = (None,) * len(ctx.others)
         if all(grad is None for grad in grads):
             return none
-        result = tuple(backward(saved(ctx), grads, ctx.needs_input_grad))
+        inputs, outputs = saved(ctx)
+        result = tuple(backward(inputs, grads, ctx.needs_input_grad, *outputs))
         return result + none[len(result) :]
 
     def vmap(info: Any, dims: Sequence[int | None], *inputs: Any) -> tuple[Any, Any]:
@@ -60,7 +66,7 @@ def differentiable(op: Any, *, backward: Rule, jvp: Rule, batch: Callable[..., A
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-            result = jvp(saved(ctx), tangents)
+            result = jvp(saved(ctx)[0], tangents)
             return result if len(result) > 1 else result[0]
 
     Call.setup_context = staticmethod(setup_context)
