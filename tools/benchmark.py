@@ -1,8 +1,9 @@
 """Benchmarks: medians, both sides in one run, ratios. Speed is measured here and never in a test.
 
-python tools/benchmark.py scan                  # the scan op against the sequential loop and the floor
-python tools/benchmark.py scan --json out.json
-python tools/benchmark.py models --published --clock cpu --batch 1 --at-once 6
+python tools/benchmark.py scan --baseline ../other    # the scan: loop, bounds, another checkout's kernel
+python tools/benchmark.py models --batch 1 8 --threads 1 2 --train
+python tools/benchmark.py resolution --plot resolution.png
+python tools/benchmark.py models --json out.json      # every command writes its figures so
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
+from _scan_problem import scan_problem, seconds, timed, timed_scan
 
 import visionssm.models  # noqa: F401 - registers the models
-from visionssm.catalog.models import model_names, tag_record
+from visionssm.catalog.macs import count_macs
 from visionssm.ops import cpu, selective_scan
-from visionssm.scans import get_scan
 
 HERE = Path(__file__).resolve().parent
 MODELS = [
@@ -46,27 +49,15 @@ MODELS += ['vcmamba_s', 'efficientvmamba_tiny', 'efficientformer_l1', 'edgenext_
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 
 
-CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
-
-
-def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of one call, wall time by default."""
-    start = clock()
-    function()
-    return clock() - start
-
-
-def interleaved_medians(
-    sides: dict[str, tuple[Callable[[], object], int]], clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Median seconds of every side; (function, rounds), the sides taken in turn so that drift affects all alike."""
-    for function, _ in sides.values():
-        function()
+def interleaved_medians(sides: dict[str, tuple[Callable[[], float], int]]) -> dict[str, float]:
+    """Median seconds of every side; (timer, rounds), the sides taken in turn so that drift affects all alike."""
+    for timer, _ in sides.values():
+        timer()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(max(rounds for _, rounds in sides.values())):
-        for name, (function, rounds) in sides.items():
+        for name, (timer, rounds) in sides.items():
             if turn < rounds:
-                times[name].append(seconds(function, clock))
+                times[name].append(timer())
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -98,35 +89,52 @@ def sequential_loop(u, delta, A, B, C, D, delta_bias, order, indexed=False):
     return u.new_zeros(batch, length, channels).index_add(1, at.reshape(-1), y.flatten(1, 2))
 
 
-def scan_problem(batch, height, width, channels, directions, d_state):
-    """Random tensors of one scan, with requires_grad, and the order of its directions."""
-    generator = torch.Generator().manual_seed(0)
-    length = height * width
+class Bounds:
+    """What a scan takes at least on this machine: its arithmetic by `_scan_bound.cpp`, and moving its tensors once."""
 
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
+    def __init__(self) -> None:
+        source = cpu.source() + (HERE / '_scan_bound.cpp').read_text()
+        self._function = ctypes.CDLL(str(cpu.compile_library(source))).visionssm_scan_bound
+        self._function.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_void_p]
+        source, target = torch.rand(2, 1 << 26)
+        moved = 2 * source.numel() * source.element_size()
+        self.bytes_per_second = moved / min(seconds(lambda: target.copy_(source)) for _ in range(7))
 
-    tensors = {
-        'u': normal(batch, length, channels),
-        # as a batched projection leaves it: one matrix per direction
-        'delta': normal(directions, batch, length, channels).permute(1, 2, 0, 3),
-        'A': -torch.exp(normal(directions, channels, d_state)),
-        'B': normal(batch, length, directions, d_state),
-        'C': normal(batch, length, directions, d_state),
-        'D': normal(directions, channels),
-        'delta_bias': normal(directions, channels) - 3,
-    }
-    name = 'cross' if directions == 4 else 'bidirectional'
-    order = torch.from_numpy(get_scan(name).table(height, width).copy())
-    return {key: x.requires_grad_() for key, x in tensors.items()}, order
+    def arithmetic(self, shape: tuple[int, ...], what: str) -> float:
+        """Seconds of the bare loop."""
+        batch, height, width, channels, directions, d_state = shape
+        work = batch * directions * height * width, channels, d_state
+        threads, gomp = torch.get_num_threads(), cpu.gomp_parallel()
+        passes = {'forward': (0,), 'backward': (1,), 'forward+backward': (0, 1)}[what]
+        return seconds(lambda: [self._function(*work, backward, threads, gomp) for backward in passes])
+
+    def memory(self, tensors: dict[str, torch.Tensor], what: str) -> float:
+        """Seconds of reading every input and writing every output once, at the speed of a large copy."""
+        out = tensors['u'].nbytes
+        inputs = sum(x.nbytes for x in tensors.values())
+        moved = {'forward': inputs + out, 'backward': 2 * inputs + out}
+        moved['forward+backward'] = moved['forward'] + moved['backward']
+        return moved[what] / self.bytes_per_second
 
 
-def floor_function():
-    """The bare loop of `_scan_floor.cpp`, compiled as the kernel is."""
-    source = cpu.source() + (HERE / '_scan_floor.cpp').read_text()
-    function = ctypes.CDLL(str(cpu.compile_library(source))).visionssm_scan_floor
-    function.argtypes = [ctypes.c_int64] * 5 + [ctypes.c_void_p]
-    return function
+class Baseline:
+    """The `cpu` backend of another checkout, in a process of its own."""
+
+    def __init__(self, checkout: Path) -> None:
+        paths = os.pathsep.join((str(checkout), str(checkout / 'kernels')))
+        command = [sys.executable, str(HERE / '_scan_worker.py'), str(torch.get_num_threads())]
+        self._process = subprocess.Popen(
+            command, env=os.environ | {'PYTHONPATH': paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **request: object) -> float:
+        """The seconds that one pass took there, or None for a new shape."""
+        self._process.stdin.write(json.dumps(request) + '\n')
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError('the process of the baseline ended; its traceback is above')
+        return json.loads(answer)
 
 
 def peak_extra_bytes(function: Callable[[], object]) -> int:
@@ -145,45 +153,40 @@ def peak_extra_bytes(function: Callable[[], object]) -> int:
 
 
 def bench_scan(
-    rounds: int, backends: list[str], shape: tuple[int, ...], floor: Callable, indexed: bool = False
+    rounds: int,
+    backends: list[str],
+    shape: tuple[int, ...],
+    bounds: Bounds,
+    baseline: Baseline | None = None,
+    indexed: bool = False,
 ) -> list[dict]:
-    """Time every backend, the sequential loop and the floor at one shape: forward, then forward and backward."""
-    batch, height, width, channels, directions, d_state = shape
+    """Time every backend, the sequential loop, the bounds and a baseline at one shape: inference, backward, both."""
     tensors, order = scan_problem(*shape)
     leaves = list(tensors.values())
-    work = (batch * directions * height * width, channels, d_state)
-    threads, gomp = torch.get_num_threads(), cpu.gomp_parallel()
-    grad = torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(1))
-    functions = {b: partial(selective_scan, **tensors, delta_softplus=True, order=order, backend=b) for b in backends}
-    functions['loop'] = partial(sequential_loop, **tensors, order=order)
-
-    def forward(name):
-        with torch.no_grad():
-            return functions[name]()
-
-    def forward_backward(name):
-        return torch.autograd.grad(functions[name](), leaves, grad)
-
-    def bare(passes):
-        for backward in range(passes):
-            floor(*work, backward, threads, gomp)
-
+    timers = {backend: timed_scan(backend, tensors, order) for backend in backends}
+    timers['loop'] = timed(partial(sequential_loop, **tensors, order=order), leaves)
+    if baseline:
+        baseline.ask(shape=shape)
+        timers['baseline'] = {what: partial(baseline.ask, run=what) for what in timers['loop']}
     rows = []
-    for what, run, passes in (('forward', forward, 1), ('forward+backward', forward_backward, 2)):
-        sides = {b: (partial(run, b), rounds) for b in backends}
-        sides['loop'] = (partial(run, 'loop'), max(3, rounds // 5))
-        sides['floor'] = (partial(bare, passes), rounds)
-        medians = interleaved_medians(sides)
+    for what in timers['loop']:
+        sides = {name: (of[what], max(3, rounds // 5) if name == 'loop' else rounds) for name, of in timers.items()}
+        sides['arithmetic'] = (partial(bounds.arithmetic, shape, what), rounds)
+        medians = interleaved_medians(sides) | {'memory': bounds.memory(tensors, what)}
         row = {'shape': shape, 'what': what, 'ms': {name: 1e3 * value for name, value in medians.items()}}
         row['loop_over_cpu'] = medians['loop'] / medians['cpu']
-        row['cpu_over_floor'] = medians['cpu'] / medians['floor']
+        row['cpu_over_bound'] = medians['cpu'] / max(medians['arithmetic'], medians['memory'])
+        if baseline:
+            row['baseline_over_cpu'] = medians['baseline'] / medians['cpu']
         if what == 'forward':
-            expected = forward('loop')
-            row['max_abs_difference'] = max((forward(b) - expected).abs().max().item() for b in backends)
-            row['peak_over_output'] = peak_extra_bytes(partial(forward, 'cpu')) / (expected.numel() * 4)
+            with torch.no_grad():
+                run = partial(selective_scan, **tensors, delta_softplus=True, order=order)
+                expected = sequential_loop(**tensors, order=order)
+                row['max_abs_difference'] = max((run(backend=b) - expected).abs().max().item() for b in backends)
+                row['peak_over_output'] = peak_extra_bytes(partial(run, backend='cpu')) / expected.nbytes
         if indexed and what == 'forward+backward':  # minutes: once
-            functions['indexed loop'] = partial(sequential_loop, **tensors, order=order, indexed=True)
-            row['ms']['indexed loop'] = 1e3 * seconds(partial(run, 'indexed loop'))
+            loop = timed(partial(sequential_loop, **tensors, order=order, indexed=True), leaves)
+            row['ms']['indexed loop'] = 1e3 * loop[what]()
             row['indexed_loop_over_cpu'] = row['ms']['indexed loop'] / row['ms']['cpu']
         rows.append(row)
         print(format_scan_row(row), flush=True)
@@ -192,52 +195,64 @@ def bench_scan(
 
 def format_scan_row(row: dict) -> str:
     """One line of the table."""
-    times = '  '.join(f'{name} {value:9.2f} ms' for name, value in row['ms'].items())
-    text = f'{str(row["shape"]):28} {row["what"]:17} {times}  loop/cpu {row["loop_over_cpu"]:6.1f}x'
-    text += f'  cpu/floor {row["cpu_over_floor"]:5.2f}x'
-    if 'indexed_loop_over_cpu' in row:
-        text += f'  indexed loop/cpu {row["indexed_loop_over_cpu"]:.0f}x'
-    if 'peak_over_output' in row:
-        text += f'  peak/output {row["peak_over_output"]:.2f}'
-    return text
+    times = '  '.join(f'{name} {value:.2f} ms' for name, value in row['ms'].items())
+    ratios = '  '.join(f'{name.replace("_over_", "/")} {row[name]:.2f}' for name in row if '_over_' in name)
+    return f'{str(row["shape"]):27} {row["what"]:17} {times}  {ratios}'
 
 
-def bench_models(
-    pairs: list[tuple[str, int]], batch: int, rounds: int, clock: str = 'wall', at_once: int | None = None
-) -> list[dict]:
-    """Images/s of inference of (model, image side) pairs, taken in turn on one random batch each.
+def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int, train: bool) -> list[dict]:
+    """Images/s of inference, or of training steps, of (model, image side) pairs, in turn on one random batch each.
 
-    Args:
-        pairs: What to measure.
-        batch: Images at once.
-        rounds: Timed runs of each.
-        clock: Of `CLOCKS`: 'cpu' is the time of the process, which other processes disturb less.
-        at_once: Models in memory, which are the ones that take turns; None: all.
+    A step is a forward and a backward pass and one update by AdamW.
     """
+    sides, macs = {}, {}
+    for name, side in pairs:
+        model = create(name, side)
+        x = torch.randn(batch, 3, side, side)
+        macs[f'{name}@{side}'] = count_macs(create(name, side, device='meta'), (3, side, side))
+        run = training_step(model, x) if train else partial(infer, model, x)
+        sides[f'{name}@{side}'] = (partial(seconds, run), rounds)
     rows = []
-    at_once = at_once or len(pairs)
-    for first in range(0, len(pairs), at_once):
-        sides = {}
-        for name, side in pairs[first : first + at_once]:
-            sides[f'{name}@{side}'] = (partial(infer, create(name, side), torch.randn(batch, 3, side, side)), rounds)
-        for name, median in interleaved_medians(sides, CLOCKS[clock]).items():
-            row = {'model': name, 'images_per_second': batch / median, 'ms': 1e3 * median}
-            print(f'{name:44} {row["images_per_second"]:8.2f} images/s {row["ms"]:9.1f} ms', flush=True)
-            rows.append(row)
+    for name, median in interleaved_medians(sides).items():
+        speed = batch / median
+        rows.append(
+            {
+                'model': name,
+                'what': 'training' if train else 'inference',
+                'batch': batch,
+                'threads': torch.get_num_threads(),
+                'images_per_second': speed,
+                'ms': 1e3 * median,
+                'gmacs': macs[name] / 1e9,
+                'gmacs_per_second': speed * macs[name] / 1e9,
+            }
+        )
+        print(
+            '{model:40} {what} batch {batch}, threads {threads}: {images_per_second:8.2f} images/s {ms:9.1f} ms '
+            '{gmacs:7.2f} G multiply-adds, {gmacs_per_second:6.1f} G/s'.format(**rows[-1]),
+            flush=True,
+        )
     return rows
 
 
-def published() -> list[tuple[str, int]]:
-    """Every classifier of which an accuracy is reported, at its own size."""
-    names = [name for name in model_names(tags=True) if tag_record(timm.get_pretrained_cfg(name)).metrics.get('top-1')]
-    models = dict.fromkeys(name.partition('.')[0] for name in names)
-    return [(name, timm.get_pretrained_cfg(name).input_size[-1]) for name in models]
-
-
-def create(name: str, side: int) -> torch.nn.Module:
+def create(name: str, side: int, device: str = 'cpu') -> torch.nn.Module:
     """The model in eval mode, made for images of that side if it is tied to one side at all."""
-    default = timm.get_pretrained_cfg(name).input_size[-1]
-    return timm.create_model(name, **({} if side == default else {'img_size': side})).eval()
+    config = timm.get_pretrained_cfg(name)
+    with torch.device(device):
+        return timm.create_model(name, **({'img_size': side} if config.fixed_input_size else {})).eval()
+
+
+def training_step(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """A function that trains the model by one step."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def infer(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -278,20 +293,25 @@ def main() -> int:
     """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    scan = commands.add_parser('scan', help='the scan op against the sequential loop and the floor, on this CPU')
+    scan = commands.add_parser('scan', help='the scan op against a sequential loop and its bounds, on this CPU')
     scan.add_argument('--rounds', type=int, default=15, help='timed runs of each side (default: 15)')
     scan.add_argument('--backends', nargs='+', default=['cpu', 'torch'], help='backends to time (default: cpu torch)')
+    scan.add_argument('--baseline', type=Path, metavar='FOLDER', help='another checkout, whose kernel is timed in turn')
     scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code has it; many minutes')
-    scan.add_argument('--json', type=Path, help='write the results here')
-    models = commands.add_parser('models', help='whole models beside timm models, images/s of inference on this CPU')
+    models = commands.add_parser('models', help='whole models beside timm models, images/s on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
-    models.add_argument('--published', action='store_true', help='every published classifier at its own size instead')
-    models.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu: time of the process, on one thread')
-    models.add_argument('--at-once', type=int, metavar='N', help='models that take turns (default: all)')
-    models.add_argument('--batch', type=int, default=8, help='images at once (default: 8)')
+    models.add_argument('--batch', type=int, nargs='+', default=[8], help='images at once (default: 8)')
     models.add_argument('--rounds', type=int, default=5, help='timed runs of each model (default: 5)')
+    models.add_argument('--train', action='store_true', help='training steps instead of inference')
     models.add_argument('--profile', metavar='NAME[@SIDE]', help='show where the time of one model goes instead')
-    models.add_argument('--json', type=Path, help='write the results here')
+    resolution = commands.add_parser('resolution', help='time and memory of one image against its side')
+    resolution.add_argument('--models', nargs='+', default=list(RESOLUTION_MODELS), metavar='NAME[:unfused]')
+    resolution.add_argument('--sides', type=int, nargs='+', default=SIDES, help='in pixels')
+    resolution.add_argument('--rounds', type=int, default=3, help='processes of each model and side (default: 3)')
+    resolution.add_argument('--plot', type=Path, metavar='FILE', help='draw the figures here')
+    for command in (scan, models, resolution):
+        command.add_argument('--threads', type=int, nargs='+', help='threads (default: those of torch)')
+        command.add_argument('--json', type=Path, help='write the results here')
     kernels = commands.add_parser('kernels', help='what the GPU kernels cost, from compiled code; needs no GPU')
     kernels.add_argument('--model-bytes', action='store_true', required=True, help='bytes and instructions per element')
     args = parser.parse_args()
@@ -300,24 +320,41 @@ def main() -> int:
 
         print(model_bytes_table())
         return 0
-    if args.command == 'models' and args.clock == 'cpu':
-        torch.set_num_threads(1)
-    report = {'machine': machine()}
+    report = {'machine': machine(), 'results': []}
     print(report['machine'])
-    if args.command == 'models':
-        if args.profile:
-            print(profile_model(*named_side(args.profile), args.batch))
-            return 0
-        report['machine'] |= {'clock': args.clock, 'batch': args.batch}
-        pairs = published() if args.published else [named_side(name) for name in args.models]
-        report['results'] = bench_models(pairs, args.batch, args.rounds, args.clock, args.at_once)
-    else:
-        floor = floor_function()
-        rows = [bench_scan(args.rounds, args.backends, shape, floor, args.indexed_loop) for shape in SCAN_SHAPES]
-        report['results'] = sum(rows, [])
+    if args.command == 'models' and args.profile:
+        print(profile_model(*named_side(args.profile), args.batch[0]))
+        return 0
+    for threads in args.threads or [torch.get_num_threads()]:
+        torch.set_num_threads(threads)
+        report['results'] += RUN[args.command](args)
+    if args.command == 'resolution' and args.plot:
+        plot_resolution(report, args.plot)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + '\n')
     return 0
+
+
+def run_scan(args: argparse.Namespace) -> list[dict]:
+    """All shapes."""
+    bounds, baseline = Bounds(), Baseline(args.baseline) if args.baseline else None
+    print(f'{bounds.bytes_per_second / 1e9:.1f} GB/s in a large copy')
+    rows = [bench_scan(args.rounds, args.backends, shape, bounds, baseline, args.indexed_loop) for shape in SCAN_SHAPES]
+    return sum(rows, [])
+
+
+def run_models(args: argparse.Namespace) -> list[dict]:
+    """All batches."""
+    pairs = [named_side(name) for name in args.models]
+    return sum((bench_models(pairs, batch, args.rounds, args.train) for batch in args.batch), [])
+
+
+def run_resolution(args: argparse.Namespace) -> list[dict]:
+    """All sides."""
+    return bench_resolution(args.models, args.sides, args.rounds)
+
+
+RUN = {'scan': run_scan, 'models': run_models, 'resolution': run_resolution}
 
 
 def named_side(name: str) -> tuple[str, int]:

@@ -110,7 +110,6 @@ def selective_scan(
         mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
         local_window=local_window or 0,
         return_last_state=return_last_state,
-        keep_starts=_is_trained(u, delta, A, B, C, D, z, delta_bias),
     )
     # compiled code can't read the context; the op does when it runs
     name = backend or '' if torch.compiler.is_compiling() else requested_backend('scan', backend)
@@ -129,6 +128,8 @@ def selective_scan(
             local_window=local_window,
             return_last_state=return_last_state,
         )
+    if name in ('', 'cpu'):
+        inputs = inputs._replace(keep_starts=_is_trained(inputs.tensors))
     out, last_state, _ = _scan(*inputs, name)
     return (out, last_state) if return_last_state else out
 
@@ -290,8 +291,8 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _is_trained(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for, on a device whose kernel can use the states of the forward pass."""
+def _is_trained(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient will be asked for, on a device whose kernel can use states of the forward pass."""
     if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     return tensors[0].device.type == 'cpu' and any(x is not None and x.requires_grad for x in tensors)
