@@ -210,7 +210,7 @@ class _Inputs:
     """The inputs as the kernels want them, their sizes and strides."""
 
     def __init__(self, inputs):
-        u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, _ = inputs
+        u, delta, A, B, C, D, z, delta_bias, order, param_order, softplus, mode, window, *_ = inputs
         self.u, self.delta, self.B, self.C, self.z = (_unit_stride(x) for x in (u, delta, B, C, z))
         self.D, self.bias = (x if x is None else x.contiguous() for x in (D, delta_bias))
         self.A = (A.to(torch.float32) * LOG2E).transpose(1, 2).contiguous()
