@@ -3,6 +3,7 @@
 python tools/benchmark.py scan --baseline ../other    # the scan: loop, bounds, another checkout's kernel
 python tools/benchmark.py models --batch 1 8 --threads 1 2 --train
 python tools/benchmark.py resolution --plot resolution.png
+python tools/benchmark.py models --published --clock cpu --batch 1 --at-once 6
 python tools/benchmark.py models --json out.json      # every command writes its figures so
 """
 
@@ -23,10 +24,11 @@ from pathlib import Path
 import timm
 import torch
 from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
-from _scan_problem import scan_problem, seconds, timed, timed_scan
+from _scan_problem import CLOCKS, scan_problem, seconds, timed, timed_scan
 
 import visionssm.models  # noqa: F401 - registers the models
 from visionssm.catalog.macs import count_macs
+from visionssm.catalog.models import model_names, tag_record
 from visionssm.ops import cpu, selective_scan
 
 HERE = Path(__file__).resolve().parent
@@ -200,39 +202,52 @@ def format_scan_row(row: dict) -> str:
     return f'{str(row["shape"]):27} {row["what"]:17} {times}  {ratios}'
 
 
-def bench_models(pairs: list[tuple[str, int]], batch: int, rounds: int, train: bool) -> list[dict]:
-    """Images/s of inference, or of training steps, of (model, image side) pairs, in turn on one random batch each.
+def bench_models(
+    pairs: list[tuple[str, int]],
+    batch: int,
+    rounds: int,
+    train: bool = False,
+    clock: str = 'wall',
+    at_once: int | None = None,
+) -> list[dict]:
+    """Images/s of (model, image side) pairs, taken in turn on one random batch each.
 
-    A step is a forward and a backward pass and one update by AdamW.
+    Args:
+        pairs: What to measure.
+        batch: Images at once.
+        rounds: Timed runs of each.
+        train: Whether to take training steps: a forward and a backward pass and one update by AdamW.
+        clock: Of `CLOCKS`: 'cpu' is the time of the process, which other processes disturb less.
+        at_once: Models in memory, which are the ones that take turns; None: all.
     """
-    sides, macs = {}, {}
-    for name, side in pairs:
-        model = create(name, side)
-        x = torch.randn(batch, 3, side, side)
-        macs[f'{name}@{side}'] = count_macs(create(name, side, device='meta'), (3, side, side))
-        run = training_step(model, x) if train else partial(infer, model, x)
-        sides[f'{name}@{side}'] = (partial(seconds, run), rounds)
     rows = []
-    for name, median in interleaved_medians(sides).items():
-        speed = batch / median
-        rows.append(
-            {
-                'model': name,
-                'what': 'training' if train else 'inference',
-                'batch': batch,
-                'threads': torch.get_num_threads(),
-                'images_per_second': speed,
-                'ms': 1e3 * median,
-                'gmacs': macs[name] / 1e9,
-                'gmacs_per_second': speed * macs[name] / 1e9,
-            }
-        )
-        print(
-            '{model:40} {what} batch {batch}, threads {threads}: {images_per_second:8.2f} images/s {ms:9.1f} ms '
-            '{gmacs:7.2f} G multiply-adds, {gmacs_per_second:6.1f} G/s'.format(**rows[-1]),
-            flush=True,
-        )
+    at_once = at_once or len(pairs)
+    for first in range(0, len(pairs), at_once):
+        sides, macs = {}, {}
+        for name, side in pairs[first : first + at_once]:
+            model, x = create(name, side), torch.randn(batch, 3, side, side)
+            macs[f'{name}@{side}'] = count_macs(create(name, side, device='meta'), (3, side, side))
+            run = training_step(model, x) if train else partial(infer, model, x)
+            sides[f'{name}@{side}'] = (partial(seconds, run, CLOCKS[clock]), rounds)
+        for name, median in interleaved_medians(sides).items():
+            speed = batch / median
+            row = {'model': name, 'what': 'training' if train else 'inference', 'batch': batch}
+            row |= {'threads': torch.get_num_threads(), 'images_per_second': speed, 'ms': 1e3 * median}
+            row |= {'gmacs': macs[name] / 1e9, 'gmacs_per_second': speed * macs[name] / 1e9}
+            print(
+                '{model:40} {what} batch {batch}, threads {threads}: {images_per_second:8.2f} images/s {ms:9.1f} ms '
+                '{gmacs:7.2f} G multiply-adds, {gmacs_per_second:6.1f} G/s'.format(**row),
+                flush=True,
+            )
+            rows.append(row)
     return rows
+
+
+def published() -> list[tuple[str, int]]:
+    """Every classifier of which an accuracy is reported, at its own size."""
+    names = [name for name in model_names(tags=True) if tag_record(timm.get_pretrained_cfg(name)).metrics.get('top-1')]
+    models = dict.fromkeys(name.partition('.')[0] for name in names)
+    return [(name, timm.get_pretrained_cfg(name).input_size[-1]) for name in models]
 
 
 def create(name: str, side: int, device: str = 'cpu') -> torch.nn.Module:
@@ -300,6 +315,9 @@ def main() -> int:
     scan.add_argument('--indexed-loop', action='store_true', help='also the loop as research code has it; many minutes')
     models = commands.add_parser('models', help='whole models beside timm models, images/s on this CPU')
     models.add_argument('--models', nargs='+', default=MODELS, metavar='NAME[@SIDE]', help='default side: 224')
+    models.add_argument('--published', action='store_true', help='every published classifier at its own size instead')
+    models.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu: time of the process, on one thread')
+    models.add_argument('--at-once', type=int, metavar='N', help='models that take turns (default: all)')
     models.add_argument('--batch', type=int, nargs='+', default=[8], help='images at once (default: 8)')
     models.add_argument('--rounds', type=int, default=5, help='timed runs of each model (default: 5)')
     models.add_argument('--train', action='store_true', help='training steps instead of inference')
@@ -325,6 +343,9 @@ def main() -> int:
     if args.command == 'models' and args.profile:
         print(profile_model(*named_side(args.profile), args.batch[0]))
         return 0
+    if args.command == 'models' and args.clock == 'cpu':
+        args.threads = [1]
+        report['machine']['clock'] = args.clock
     for threads in args.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
         report['results'] += RUN[args.command](args)
@@ -345,8 +366,9 @@ def run_scan(args: argparse.Namespace) -> list[dict]:
 
 def run_models(args: argparse.Namespace) -> list[dict]:
     """All batches."""
-    pairs = [named_side(name) for name in args.models]
-    return sum((bench_models(pairs, batch, args.rounds, args.train) for batch in args.batch), [])
+    pairs = published() if args.published else [named_side(name) for name in args.models]
+    options = args.rounds, args.train, args.clock, args.at_once
+    return sum((bench_models(pairs, batch, *options) for batch in args.batch), [])
 
 
 def run_resolution(args: argparse.Namespace) -> list[dict]:
