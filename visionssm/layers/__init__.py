@@ -1,7 +1,7 @@
 """Modules that several families are built from."""
 
 from .attention import SelfAttention
-from .conv import BottleneckDownsample, BottleneckStem, DepthwiseConv
+from .conv import BottleneckDownsample, BottleneckStem, DepthwiseConv, PositionedBlock
 from .convnorm import ConvNorm, scale_and_shift
 from .embed import (
     ConvDownsample,
@@ -34,6 +34,7 @@ from .ssm import (
     split_projection,
     split_projections,
 )
+from .states import StateScan
 
 __all__ = [
     'SS2D',
@@ -55,12 +56,14 @@ __all__ = [
     'OverlapStem',
     'PatchStem',
     'PathScan',
+    'PositionedBlock',
     'ResamplePyramid',
     'ScanSpec',
     'ScanningModule',
     'SelectiveSSM',
     'SelfAttention',
     'SimplePyramid',
+    'StateScan',
     'Stem',
     'StepProjection',
     'StreamLayerNorm',

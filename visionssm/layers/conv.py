@@ -1,13 +1,14 @@
-"""The convolutions that VSSD and Spatial-Mamba share: stem, downsampling and positional encoding on maps."""
+"""What VSSD and Spatial-Mamba share: stem, downsampling, and a block with convolutions that encode positions."""
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct, DropPath
 from torch import Tensor, nn
 
 from .convnorm import ConvNorm
 from .embed import Stem, channels_last, check_image_size, spread
 from .functional import FastLinears, Linear
+from .mlp import Mlp
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -82,3 +83,32 @@ class BottleneckDownsample(FastLinears):
         """Halve the map."""
         x = F.relu(self.fc1(x))
         return self.fc2(F.relu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
+
+
+class PositionedBlock(nn.Module):
+    """Pre-norm residual block with a positional convolution before the mixer and before the MLP.
+
+    Args:
+        dim: Channels.
+        mixer: Mixes tokens.
+        mlp_ratio: Hidden / dim of the MLP.
+        drop_path: Rate of dropping either branch, per sample.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.cpe1 = DepthwiseConv(dim, 3, **dd)
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.cpe2 = DepthwiseConv(dim, 3, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, H, W, C)."""
+        x = x + self.cpe1(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = x + self.cpe2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -38,23 +38,21 @@ from visionssm.layers import (
     DepthwiseConv,
     FastLinears,
     Linear,
-    ScanningModule,
     ScanSpec,
     SelectiveSSM,
+    StateScan,
     Stem,
     at_least_fp32,
     attention,
     channels_last,
     check_image_size,
-    decay_rates,
     linear_without_autocast,
     na_av,
     na_bias,
     na_qk,
-    scan_tokens,
     spread,
 )
-from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.scans import ScanOrder, get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
@@ -65,13 +63,10 @@ __all__ = ['A2Mamba']
 
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('check_image_size')
-torch.fx.wrap('decay_rates')
 torch.fx.wrap('linear_without_autocast')
 torch.fx.wrap('na_av')
 torch.fx.wrap('na_bias')
 torch.fx.wrap('na_qk')
-torch.fx.wrap('scan_order')
-torch.fx.wrap('scan_tokens')
 
 
 @torch.fx.wrap
@@ -222,35 +217,7 @@ class AffineScale(nn.Module):
         return x * self.weight + self.bias
 
 
-class StateSSM(SelectiveSSM):
-    """A selective scan of one state per channel that gives the states, not what C reads from them."""
-
-    def forward(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scan.
-
-        Args:
-            x: Tokens in pixel order, (B, L, D).
-            order: Visiting orders, (K, T).
-
-        Returns:
-            States, (B, L, K, D); C, (B, L, K, 1); what the skips of all directions add, (B, L, D).
-        """
-        delta, B, C = self.project(x)
-        states = scan_tokens(
-            u=x,
-            delta=delta,
-            A=decay_rates(self.A_log),
-            B=B,
-            C=torch.ones_like(B),
-            delta_bias=at_least_fp32(self.dt_proj_bias),
-            order=order,
-            merge=False,
-            local_window=self.local_window,
-        )
-        return states, C, x * self.D.sum(0)
-
-
-class StateAggregation(ScanningModule):
+class StateAggregation(StateScan):
     """Convolution, scan, and the scan's states averaged over neighbourhoods with given attention weights.
 
     Args:
@@ -273,20 +240,11 @@ class StateAggregation(ScanningModule):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        super().__init__(dim, 5, math.ceil(dim / 16), scan, local_window, **dd)
         self.num_heads = num_heads
         self.window = window
-        self.conv = DepthwiseConv(dim, 5, **dd)
-        self.ssm = StateSSM(dim, 1, math.ceil(dim / 16), scan.directions, local_window=local_window, **dd)
         self.fusion = Linear(num_heads, num_heads, **dd)
-        self.set_scan(scan)
-
-    @torch.jit.ignore
-    def set_scan(self, order: ScanOrder) -> None:
-        """Take another order with as many directions."""
-        super().set_scan(order)
-        self.zeros = order.zeros
 
     def forward(self, y: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor, dilation: list[int]) -> Tensor:
         """Mix further.
@@ -302,20 +260,15 @@ class StateAggregation(ScanningModule):
         Returns:
             (B, H, W, C).
         """
-        height, width = y.shape[2], y.shape[3]
-        u = F.silu(self.conv(y.permute(0, 2, 3, 1, 4).flatten(3))).flatten(1, 2)
-        order, tokens = scan_order(self.scan, height, width, u), height * width
-        states, C, skip = self.ssm(F.pad(u, [0, 0, 0, 1]) if self.zeros else u, order)
-        if self.zeros:
-            states, C, skip = states[:, :tokens], C[:, :tokens], skip[:, :tokens]
-        states = states.unflatten(3, (self.num_heads, -1)).unflatten(1, (height, width))
+        states, C, skip = self.states(y.permute(0, 2, 3, 1, 4).flatten(3))
+        states = states.unflatten(4, (self.num_heads, -1))
         first, second = states.permute(0, 4, 1, 2, 3, 5).flatten(4).chunk(2, 1)  # [B, heads / 2, H, W, K D] each
         first = na_av(near, first, self.window, [1, 1])
         second = na_av(far, second, self.window, dilation)
         x = self.fusion(torch.cat([first, second], 1).movedim(1, -1))  # [B, H, W, K D, heads]
         x = x.unflatten(3, (C.shape[2], -1)).transpose(4, 5).flatten(4).flatten(1, 2)  # [B, L, K, C]
         x = (x * C).sum(2) + skip
-        return x.to(u.dtype).unflatten(1, (height, width))
+        return x.to(states.dtype).unflatten(1, (y.shape[2], y.shape[3]))
 
 
 class GlobalAttention(nn.Module):

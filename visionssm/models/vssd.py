@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from visionssm.layers import (
     DepthwiseConv,
     FastLinears,
     Linear,
-    Mlp,
+    PositionedBlock,
     ScanSpec,
     SelfAttention,
     at_least_fp32,
@@ -108,35 +108,6 @@ class MapAttention(nn.Module):
         return self.attn(x.flatten(1, 2)).unflatten(1, (x.shape[1], x.shape[2]))
 
 
-class VSSDBlock(nn.Module):
-    """Pre-norm residual block with a positional convolution before the mixer and before the MLP.
-
-    Args:
-        dim: Channels.
-        mixer: Mixes tokens.
-        mlp_ratio: Hidden / dim of the MLP.
-        drop_path: Rate of dropping either branch, per sample.
-    """
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float, device=None, dtype=None) -> None:
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.cpe1 = DepthwiseConv(dim, 3, **dd)
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.mixer = mixer
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.cpe2 = DepthwiseConv(dim, 3, **dd)
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix (B, H, W, C)."""
-        x = x + self.cpe1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        x = x + self.cpe2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class VSSD(Pyramid):
     """VSSD.
 
@@ -196,7 +167,7 @@ class VSSD(Pyramid):
         stages = [
             Stage(
                 BottleneckDownsample(dims[i - 1], dim, **dd) if i else nn.Identity(),
-                [VSSDBlock(dim, mixer(i), mlp_ratio, rate, **dd) for rate in rates[i]],
+                [PositionedBlock(dim, mixer(i), mlp_ratio, rate, **dd) for rate in rates[i]],
             )
             for i, dim in enumerate(dims)
         ]
