@@ -39,6 +39,7 @@ MODELS = [
     'convnext_tiny',
     'mambaout_tiny',
     'vssd_tiny',
+    'spatialmamba_tiny',
     'deit_small_patch16_224',
 ]
 MODELS += [

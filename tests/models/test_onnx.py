@@ -13,6 +13,7 @@ import visionssm  # noqa: F401  registers the models
     ('name', 'args', 'sizes'),
     [
         ('test_vmamba', {}, [(64, 64), (96, 64)]),
+        ('test_spatialmamba', {}, [(64, 64), (96, 75)]),
         ('test_mobilemamba', {}, [(128, 128), (192, 128)]),
         ('test_vcmamba', {}, [(96, 96)]),
         ('test_efficientvmamba', {}, [(64, 64), (92, 64)]),

@@ -52,12 +52,15 @@ class Stage(nn.Module):
         """Keep the resolution, and read as far as if it were halved; the weights stay as they are.
 
         Args:
-            dilation: Distance of the pixels that the downsampling reads; convolutions of the blocks read twice as far.
+            dilation: Distance of the pixels that the downsampling reads; convolutions of the blocks, and what else has
+                a method `spread`, read twice as far.
         """
         self.downsample.keep_size(dilation)
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
                 spread(module, 2 * dilation)
+            elif hasattr(module, 'spread'):
+                module.spread(2 * dilation)
 
 
 class Pyramid(ScanningBackbone):

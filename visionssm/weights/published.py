@@ -330,6 +330,8 @@ MSVMAMBA = Family(
 
 _VSSD = 'https://github.com/YuHengsss/VSSD'
 _VSSD_COST = f'{_UNCOUNTED}; ours has {{}} G in the sums over tokens and in reading them'
+# the configuration of small says 40.01 M and 7.37 G, which is that; base only agrees
+_VSSD_BLOCK = 'theirs fits a model with one block less in stage 1, of which ours is {}'
 _VSSD_DOUBT = 'the repository of the code states no licence'
 
 
@@ -348,7 +350,7 @@ def _vssd(model: str, file: str, top1: float, tag: str = 'in1k') -> Published:
     )
 
 
-def _vssd_dense(model: str, method: str, dataset: str, file: str, *values: float) -> Published:
+def _vssd_dense(model: str, method: str, dataset: str, file: str, *values: float, **facts: Any) -> Published:
     return Published(
         model=f'vssd_{model}',
         method=method,
@@ -360,6 +362,7 @@ def _vssd_dense(model: str, method: str, dataset: str, file: str, *values: float
         repo='YuhengSSS/VSSD',
         filename=f'{file}.pth',
         container='state_dict',
+        **facts,
     )
 
 
@@ -368,15 +371,15 @@ VSSD = Family(
     title='VSSD',
     paper='VSSD: Vision Mamba with Non-Causal State Space Duality',
     arxiv='2407.18559',
-    venue='arXiv 2024',
+    venue='ICCV 2025',
     repository=_VSSD,
     commit='87b753b356dd0cd176a6356fdb82fa536d8435eb',
     license='unknown',
     models={
         'vssd_micro': Model(13_512_964, 2_387_381_760, '14', '2.3', _VSSD_COST.format('0.14')),
         'vssd_tiny': Model(24_270_724, 4_663_769_088, '24', '4.5', _VSSD_COST.format('0.31')),
-        'vssd_small': Model(40_075_650, 7_708_875_264, '40', '7.4', _VSSD_COST.format('0.53')),
-        'vssd_base': Model(88_823_151, 16_648_788_480, '89', '16.1', _VSSD_COST.format('0.79')),
+        'vssd_small': Model(40_075_650, 7_708_875_264, '40', '7.4', _VSSD_BLOCK.format('7.44')),
+        'vssd_base': Model(88_823_151, 16_648_788_480, '89', '16.1', _VSSD_BLOCK.format('16.11')),
         'test_vssd': Model(521_905, 21_939_968, container='model'),
     },
     files=(
@@ -392,7 +395,15 @@ VSSD = Family(
         _vssd_dense('small', _MASK, 'coco', 'mask_rcnn_vssd_fpn_coco_small', 48.4, 43.5),
         _vssd_dense('micro', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_micro_3x', 47.7, 42.8),
         _vssd_dense('tiny', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_tiny_3x', 48.8, 43.6),
-        _vssd_dense('small', _MASK3, 'coco', 'mask_rcnn_vssd_fpn_coco_small_3x', 50.0, 44.6),
+        _vssd_dense(
+            'small',
+            _MASK3,
+            'coco',
+            'mask_rcnn_vssd_fpn_coco_small_3x',
+            50.0,
+            44.6,
+            notes=('named as the other files are: the repository links the one of 1x here',),
+        ),
         _vssd_dense('micro', _UPER, 'ade20k', 'upernet_vssd_final_4xb4-160k_ade20k-512x512_micro', 45.6, 46.0),
         _vssd_dense('tiny', _UPER, 'ade20k', 'upernet_vssd_4xb4-160k_ade20k-512x512_tiny', 47.9, 48.7),
     ),
@@ -825,6 +836,56 @@ EFFICIENTVMAMBA = Family(
     ),
 )
 
+# Spatial-Mamba
+
+_SPATIALMAMBA = 'https://github.com/EdwardChasel/Spatial-Mamba'
+
+
+def _spatialmamba(model: str, top1: float, file: str) -> Published:
+    return Published(
+        model=f'spatialmamba_{model}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='apache-2.0',
+        origin_url=_SPATIALMAMBA,
+        page=f'https://drive.google.com/file/d/{file}',
+        container='model',
+    )
+
+
+_FUSION = 'ours has one 11x11 kernel in place of three of 3x3, with which it is {}'
+SPATIALMAMBA = Family(
+    key='spatialmamba',
+    title='Spatial-Mamba',
+    paper='Spatial-Mamba: Effective Visual State Space Models via Structure-Aware State Fusion',
+    arxiv='2410.15091',
+    venue='ICLR 2025',
+    repository=_SPATIALMAMBA,
+    commit='71221ebfaa5fe797445be0292f0ec7048fe457c1',
+    license='apache-2.0',
+    models={
+        'spatialmamba_tiny': Model(26_748_862, 4_680_026_112, '27', '4.5', _FUSION.format('4.44')),
+        'spatialmamba_small': Model(43_074_280, 7_445_827_584, '43', '7.1', _FUSION.format('7.07')),
+        'spatialmamba_base': Model(95_745_592, 16_293_918_720, '96', '15.8', _FUSION.format('15.74')),
+        'test_spatialmamba': Model(576_015, 25_554_944, container='model'),
+    },
+    files=(
+        _spatialmamba('tiny', 83.5, '19kXoqGSTuKKs4AHbdUSrdKZTwTWenLIW'),
+        _spatialmamba('small', 84.6, '1Wb3sYoWLpgmWrmHMYKwdgDwGPZaqM28O'),
+        _spatialmamba('base', 85.3, '1k8dHp2QRCOqBSgAi36YkhZp_O8LqOPjM'),
+    ),
+    unpublished=_unpublished(
+        ('spatialmamba_tiny.mask_rcnn_1x_coco', 47.6, 42.9),
+        ('spatialmamba_small.mask_rcnn_1x_coco', 49.2, 44.0),
+        ('spatialmamba_base.mask_rcnn_1x_coco', 50.4, 45.1),
+        ('spatialmamba_tiny.mask_rcnn_3x_coco', 49.3, 43.6),
+        ('spatialmamba_small.mask_rcnn_3x_coco', 50.5, 44.6),
+        ('spatialmamba_tiny.upernet_160k_ade20k', 48.6, 49.4),
+        ('spatialmamba_small.upernet_160k_ade20k', 50.6, 51.4),
+        ('spatialmamba_base.upernet_160k_ade20k', 51.8, 52.6),
+    ),
+)
+
 # MambaOut: timm has the family, and its registry says where the weights are
 
 MAMBAOUT = Family(
@@ -948,6 +1009,7 @@ FAMILIES = {
         VIM,
         MSVMAMBA,
         VSSD,
+        SPATIALMAMBA,
         GROUPMAMBA,
         PLAINMAMBA,
         LBVIM,
