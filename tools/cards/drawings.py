@@ -298,6 +298,40 @@ DRAWINGS = {
             'columns backwards': Route('plainmamba', 3, 7),
         },
     ),
+    'spatialmamba': Drawing(
+        example='spatialmamba_tiny',
+        blocks={
+            'Block': [
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'Mixer'),
+                _residual('depthwise conv 3\u00d73'),
+                _residual('LayerNorm', 'Linear C \u2192 4C', 'GELU', 'Linear 4C \u2192 C'),
+            ],
+            'Mixer': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    [
+                        'depthwise conv 3\u00d73',
+                        'SiLU',
+                        ('+', ['scan \u2192, all states', 'fusion', '\u00d7 C'], ['\u00d7 D']),
+                        'LayerNorm',
+                    ],
+                    ['z', 'SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+            'Fusion': [
+                (
+                    '+',
+                    ['depthwise conv 3\u00d73'],
+                    ['depthwise conv 3\u00d73, dilation 3'],
+                    ['depthwise conv 3\u00d73, dilation 5'],
+                ),
+            ],
+        },
+        scans={'rows': Route('raster', 0, 8)},
+    ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',
         blocks={

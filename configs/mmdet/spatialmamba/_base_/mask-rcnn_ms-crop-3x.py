@@ -1,0 +1,7 @@
+"""Spatial-Mamba under Mask R-CNN, 36 epochs, multi-scale: the settings of VMamba.
+
+Source: arXiv:2410.15091; EdwardChasel/Spatial-Mamba@71221ebf
+"""
+
+_base_ = '../../_base_/mask-rcnn_ms-crop-3x.py'
+model = dict(backbone=dict(out_norm=True))
