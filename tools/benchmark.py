@@ -45,6 +45,7 @@ MODELS = [
 MODELS += [
     'vim_small_patch16_224',
     'mambareg_small_patch16_224',
+    'videomamba_small_patch16_224',
     *(f'{name}_tiny_patch16_224@{side}' for side in (448, 672) for name in ('vim', 'deit')),
 ]
 MODELS += ['mobilemamba_t4@192', 'mobilenetv4_conv_small', 'fastvit_t8@256']

@@ -305,6 +305,12 @@ FAMILIES = (
         lambda name: Tolerance(1e-4, 2e-4, 2e-4),
     ),
     Family(
+        r' videomamba/image_sm/models/videomamba\.videomamba_(?P<size>\w+)$',
+        _patch16('videomamba'),
+        last_normed,
+        lambda name: Tolerance(1e-4, 2e-4, 2e-4),
+    ),
+    Family(
         r' mmcls .*plain_mamba_(?P<size>l\d)_in1k',
         _plainmamba,
         last_normed,

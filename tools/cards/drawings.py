@@ -36,18 +36,23 @@ def _residual(*branch: Any) -> tuple[Any, ...]:
 
 
 _CROSS = ['scan \u2192', 'scan \u2193', 'scan \u2190', 'scan \u2191']
-_VIM = {
-    'Block': [_residual('RMSNorm', 'Mamba, both ways')],
-    'Mamba, both ways': [
-        'Linear C \u2192 2D',
-        (
-            'mean',
-            ['causal conv 4', 'SiLU', 'scan \u2192', '\u00d7 SiLU(z)'],
-            ['anticausal conv 4', 'SiLU', 'scan \u2190', '\u00d7 SiLU(z)'],
-        ),
-        'Linear D \u2192 C',
-    ],
-}
+
+
+def _vim(join: str) -> dict[str, list[Any]]:
+    return {
+        'Block': [_residual('RMSNorm', 'Mamba, both ways')],
+        'Mamba, both ways': [
+            'Linear C \u2192 2D',
+            (
+                join,
+                ['causal conv 4', 'SiLU', 'scan \u2192', '\u00d7 SiLU(z)'],
+                ['anticausal conv 4', 'SiLU', 'scan \u2190', '\u00d7 SiLU(z)'],
+            ),
+            'Linear D \u2192 C',
+        ],
+    }
+
+
 _BOTH_WAYS = {'1 forwards': Route('bidirectional', 0, 8), '2 backwards': Route('bidirectional', 1, 8)}
 DRAWINGS = {
     'vmamba': Drawing(
@@ -83,11 +88,11 @@ DRAWINGS = {
             '4 columns backwards': Route('cross', 3, 8),
         },
     ),
-    'vim': Drawing(example='vim_tiny_patch16_224', blocks=_VIM, scans=_BOTH_WAYS),
+    'vim': Drawing(example='vim_tiny_patch16_224', blocks=_vim('mean'), scans=_BOTH_WAYS),
     'mambareg': Drawing(
         example='mambareg_small_patch16_224',
         blocks={
-            **_VIM,
+            **_vim('mean'),
             'Classifier': [
                 'registers of the last block',
                 'Linear C \u2192 C/q',
@@ -99,6 +104,7 @@ DRAWINGS = {
         legend=f'{_LEGEND} n: registers. q: 2, 4 or 8; tiny has neither this projection nor the norm.',
         scans=_BOTH_WAYS,
     ),
+    'videomamba': Drawing(example='videomamba_tiny_patch16_224', blocks=_vim('+'), scans=_BOTH_WAYS),
     'msvmamba': Drawing(
         example='msvmambav3_tiny',
         blocks={

@@ -81,8 +81,8 @@ def insert_into_walks(order: Tensor, patches: int, count: int, first: bool, mirr
         patches: Their number M.
         count: Class tokens n.
         first: Whether they are in front.
-        mirrored: For each direction, whether it is an earlier one backwards: then it meets the tokens as many steps
-            from its end as that one from its start, and stays that one backwards.
+        mirrored: For each direction, whether it meets the tokens as many steps from its end as others from their start:
+            so one that is another backwards stays that.
 
     Returns:
         (K, T + n); a walk meets its tokens where they would stand among T patches.
@@ -122,10 +122,16 @@ def resample_pos_embed(
     return insert_tokens(resample_abs_pos_embed(rows, new_size, old_size, 0, 'bicubic', False), own, first)
 
 
-def _mirrored(order: ScanOrder) -> list[bool]:
-    """Which directions are an earlier one backwards; the same at every size, so any grid tells."""
+def _mirrored(order: ScanOrder, first: bool) -> list[bool]:
+    """Which directions meet class tokens from their end; the same at every size, so any grid tells.
+
+    Those that are an earlier one backwards; the later half if there are none, and tokens in front would see no patch.
+    """
     table = order.table(5, 7)
-    return [any((table[k] == table[j, ::-1]).all() for j in range(k)) for k in range(order.directions)]
+    mirrored = [any((table[k] == table[j, ::-1]).all() for j in range(k)) for k in range(order.directions)]
+    if first and not any(mirrored):
+        mirrored = [k >= order.directions // 2 for k in range(order.directions)]
+    return mirrored
 
 
 class Neck(nn.Module):
@@ -172,8 +178,9 @@ class TokenMamba(Isotropic):
         d_conv: Width of the causal convolution.
         expand: Inner channels of the mixer over `embed_dim`.
         scan: Scan order of the patches: name, dict, JSON string or `ScanOrder`. If it does not offer two directions,
-            the model has as many sets of scan parameters as it has directions. Class tokens are met as many steps
-            into the walk as they stand behind the first token.
+            the model has as many sets of scan parameters as it has directions. A walk meets class tokens at the steps
+            at which they stand in the sequence, or as far from its end if it is another backwards; if none is, the
+            later half meets tokens in front at the end.
         local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
         features: What `forward_intermediates` gives: 'stream', or 'mixer' for what the mixer of a block adds to it.
         dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
@@ -235,8 +242,8 @@ class TokenMamba(Isotropic):
         order = get_scan(scan, 2)
         self.scan_directions = order.directions
         self.scan = order.to_json()
-        self.mirrored = _mirrored(order)
         self.num_cls_tokens, self.cls_first, self.cls_reduce = num_cls_tokens, cls_position == 'first', cls_reduce
+        self.mirrored = _mirrored(order, self.cls_first)
         self.patch_size = patch_size
         self.dynamic_img_size = dynamic_img_size
         self.patch_embed = StridedPatchEmbed(img_size, patch_size, stride, in_chans, embed_dim, **dd)
@@ -340,7 +347,7 @@ class TokenMamba(Isotropic):
             ValueError: If the order is unknown or has another number of directions.
         """
         super().set_scan(scan)
-        self.mirrored = _mirrored(get_scan(self.scan))
+        self.mirrored = _mirrored(get_scan(self.scan), self.cls_first)
 
     @torch.jit.ignore
     def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ _NORMS = 'theirs (fvcore) adds 5 for each value that a norm reads'
 _NO_SCAN = 'theirs is without the scan'
 _NO_HEAD = 'theirs is without the classifier'
 _NO_MIXERS = 'theirs is without scans and attention; ours without them is {}'
+_PROJECTIONS = 'theirs is about that of the first and last projections of blocks and of patches; {} here'
 _UNCOUNTED = 'how theirs was counted is not published'
 _UNKNOWN = f'{_UNCOUNTED}; ours is {{}} in matrix products, the rest in the scan'
 
@@ -642,6 +643,63 @@ MAMBAREG = Family(
     files=(_mambareg('small', 81.4), _mambareg('base', 83.0), _mambareg('large', 83.6)),
 )
 
+# VideoMamba
+
+_VIDEOMAMBA = 'https://github.com/OpenGVLab/VideoMamba'
+_SIDES = {224: '224', 448: '224to448', 576: '224to448to576'}  # as file names have it
+
+
+def _videomamba(size: str, side: int, top1: float) -> Published:
+    distilled = ('trained with self-distillation: features aligned with those of VideoMamba-S',)
+    return Published(
+        model=f'videomamba_{size}_patch16_{side}',
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='apache-2.0',
+        origin_url=_VIDEOMAMBA,
+        repo='OpenGVLab/VideoMamba',
+        filename=f'videomamba_{size[0]}16_in1k_res{_SIDES[side]}.pth',
+        container='model',
+        notes=distilled if size in ('middle', 'base') else (),
+    )
+
+
+VIDEOMAMBA = Family(
+    key='videomamba',
+    title='VideoMamba (images)',
+    paper='VideoMamba: State Space Model for Efficient Video Understanding',
+    arxiv='2403.06977',
+    venue='ECCV 2024',
+    repository=_VIDEOMAMBA,
+    commit='f3427e42cb8453a523aec3a6f86d57b5bc1de5c3',
+    license='apache-2.0',
+    models={
+        'videomamba_tiny_patch16_224': Model(7_148_008, 1_823_079_936, '7', '1.1', _PROJECTIONS.format('1.07')),
+        'videomamba_small_patch16_224': Model(25_796_584, 5_911_968_768, '26', '4.3', _PROJECTIONS.format('4.24')),
+        'videomamba_middle_patch16_224': Model(74_217_448, 16_326_461_952, '74', '12.7', _PROJECTIONS.format('12.64')),
+        'videomamba_base_patch16_224': Model(97_598_440, 20_887_173_120, '98', '16.9', _PROJECTIONS.format('16.85')),
+        'videomamba_tiny_patch16_448': Model(7_260_904, 7_263_763_968, '7', '4.3', _PROJECTIONS.format('4.28')),
+        'videomamba_small_patch16_448': Model(26_022_376, 23_556_258_816, '26', '16.9', _PROJECTIONS.format('16.90')),
+        'videomamba_middle_patch16_448': Model(74_556_136, 65_054_181_888, '74', '50.4', _PROJECTIONS.format('50.35')),
+        'videomamba_tiny_patch16_576': Model(7_359_208, 12_001_230_336, '7', '7.1', _PROJECTIONS.format('7.08')),
+        'videomamba_small_patch16_576': Model(26_218_984, 38_919_994_368, '26', '28.0', _PROJECTIONS.format('27.92')),
+        'videomamba_middle_patch16_576': Model(74_851_048, 107_483_761_152, '74', '83.1', _PROJECTIONS.format('83.19')),
+        'test_videomamba': Model(279_784, 12_681_728),
+    },
+    files=(
+        _videomamba('tiny', 224, 76.9),
+        _videomamba('small', 224, 81.2),
+        _videomamba('middle', 224, 82.8),
+        _videomamba('base', 224, 82.7),
+        _videomamba('tiny', 448, 79.3),
+        _videomamba('small', 448, 83.2),
+        _videomamba('middle', 448, 83.8),
+        _videomamba('tiny', 576, 79.6),
+        _videomamba('small', 576, 83.5),
+        _videomamba('middle', 576, 84.0),
+    ),
+)
+
 # A2Mamba
 
 _A2MAMBA = 'https://github.com/LMMMEng/A2Mamba'
@@ -1014,6 +1072,7 @@ FAMILIES = {
         PLAINMAMBA,
         LBVIM,
         MAMBAREG,
+        VIDEOMAMBA,
         A2MAMBA,
         MAMBAVISION,
         MOBILEMAMBA,
