@@ -1,5 +1,7 @@
 """The scan in plain operators against the definition."""
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -27,25 +29,40 @@ def inputs(length, directions, channels, d_state, batch=2):
 @pytest.mark.parametrize('window', [0, 4, 5])
 def test_scan_is_the_definition(length, d_state, mode, window):
     tensors, order = inputs(length, 2, 6, d_state)
-    expected, state = selective_scan_ref(
-        *tensors, True, order=order, merge=mode == 0, per_step=mode == 2, local_window=window or None,
-        return_last_state=True,
-    )  # fmt: skip
-    out, last = export.scan(*tensors, order, None, True, mode, window, True)
+    expected = selective_scan_ref(
+        *tensors, True, order=order, merge=mode == 0, per_step=mode == 2, local_window=window or None
+    )
+    out = export.scan(*tensors, order, None, True, mode, window)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(last, state, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('length', [5, 64, 300])
-def test_traced_scan_takes_other_lengths(length):
-    (u, delta, A, B, C, *_), _ = inputs(40, 2, 6, 3)
+class Scan(torch.nn.Module):
+    def __init__(self, A, window):
+        super().__init__()
+        self.A, self.window = A, window
 
-    def scan(u, delta, B, C):
-        return export.scan(u, delta, A, B, C, None, None, None, None, None, True, 0, 0, False)[0]
+    def forward(self, u, delta, B, C):
+        if torch.onnx.is_in_onnx_export():
+            return export.scan(u, delta, self.A, B, C, None, None, None, None, None, True, 0, self.window)
+        return selective_scan_ref(u, delta, self.A, B, C, delta_softplus=True, local_window=self.window or None)
 
-    traced = torch.jit.trace(scan, (u, delta, B, C))
-    (u, delta, _, B, C, *_), _ = inputs(length, 2, 6, 3, batch=3)
-    torch.testing.assert_close(traced(u, delta, B, C), selective_scan_ref(u, delta, A, B, C, delta_softplus=True))
+
+@pytest.mark.parametrize(('d_state', 'window', 'channels'), [(3, 0, 6), (1, 0, 6), (3, 4, 6), (3, 0, 384)])
+def test_file_takes_other_lengths(d_state, window, channels, tmp_path):
+    def draw(length, batch):
+        u, delta, A, B, C = inputs(length, 2, channels, d_state, batch)[0][:5]
+        return A, (u, delta, B, C)
+
+    A, example = draw(40, 2)
+    module, names, path = Scan(A, window), ['u', 'delta', 'B', 'C'], tmp_path / 'scan.onnx'
+    axes = {name: {0: 'batch', 1: 'length'} for name in names}
+    torch.onnx.export(module, example, path, dynamo=False, input_names=names, dynamic_axes=axes)
+    assert 'Scan' in {node.op_type for node in onnx.load(path).graph.node}
+    session = onnxruntime.InferenceSession(path)
+    for length in (1, 5, 64, 300):
+        given = draw(length, 3)[1]
+        out = session.run(None, {name: x.numpy() for name, x in zip(names, given, strict=True)})[0]
+        torch.testing.assert_close(torch.from_numpy(out), module(*given), rtol=1e-4, atol=1e-5)
 
 
 def test_softplus():

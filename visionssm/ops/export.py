@@ -1,16 +1,18 @@
 """The scan in plain operators, for ONNX files.
 
-Step t = (s * M2 + m2) * M1 + m1. Walks of M1 steps run side by side, twice: from a state of zero, to learn where each
-ends, then from its true start, which a second level of walks over those ends gives (M2), and a third over theirs (S).
-Walks are written out: there is no loop in the program, and every operator works on a large tensor. Only decays
-exp(dt A) <= 1 are multiplied, so nothing is divided and nothing overflows. Where S is not known when the program is
-made, the third level doubles its span instead, often enough for 2^24 steps.
+Steps are walked by ONNX's `Scan`, whose body is a handful of operators on all channels, states and directions of one
+step. Where that is too few numbers to be worth a step's overhead, the walk is cut into pieces that are walked side by
+side: each from a state of zero, with the decay since its start beside the state. A second, short `Scan` over the ends
+of the pieces gives the states that they really start from, which the decays then add to what the steps put out. Only
+decays exp(dt A) <= 1 are multiplied, so nothing is divided and nothing overflows.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from .inputs import MERGED, PER_DIRECTION, PER_STEP
 
-_WALK = 16  # steps of a walk
-_DOUBLINGS = 17
+_WIDE = 2048  # numbers per step from which steps are walked one after the other
+_PIECE = 32  # steps of a piece where the length of the walk is not known
+_DIMS = 5  # of what a step sees: pieces, directions, batch, states, channels
 # log((1 + z) / (1 - z)) / z in powers of z^2 up to 1/9, to 2e-7
 _LOG = (1.99999967, 0.66676003, 0.39589461, 0.34226051)
 
@@ -54,17 +57,13 @@ def scan(
     delta_softplus: bool,
     mode: int,
     local_window: int | Tensor,
-    return_last_state: bool,
-) -> tuple[Tensor, Tensor]:
-    """What the op `visionssm::selective_scan` computes; `local_window` may be symbolic."""
+) -> Tensor:
+    """The output of the op `visionssm::selective_scan`; `local_window` may be symbolic."""
     dtype = u.dtype
     work = torch.float64 if dtype == torch.float64 else torch.float32
     batch, length = delta.shape[0], delta.shape[1]
     K, heads, N, channels = _fixed(delta.shape[2], delta.shape[3], B.shape[3], u.shape[-1])
     u, delta, A, B, C = (x.to(work) for x in (u, delta, A, B, C))
-    order = torch.arange(length, device=u.device).expand(K, -1) if order is None else order.long()
-    params = order if param_order is None else param_order.long()
-    steps = order.shape[1]
 
     dt = delta if delta_bias is None else delta + delta_bias.to(work)
     if delta_softplus:
@@ -73,76 +72,199 @@ def scan(
         dt = dt.unsqueeze(-1).expand(-1, -1, -1, -1, channels // heads).reshape(batch, length, K, channels)
         A = A.repeat_interleave(channels // heads, 1)
 
-    # where every step stands: [M1, M2, S], flat
+    # 1. Where each step stands: step s * piece + m of the walk is step m of piece s
     windowed = not isinstance(local_window, int) or local_window > 0
-    walk = local_window * max(1, _WALK // local_window) if isinstance(local_window, int) and windowed else _WALK
-    walks = (steps + walk - 1) // walk  # rounded up without negative numbers: ONNX rounds their quotients to 0
-    known = not torch.jit.is_tracing() and isinstance(steps, int)
-    M2 = 8 if not known else 1 if walks <= 20 else math.ceil(math.sqrt(walks))
-    S = (walks + M2 - 1) // M2
-    s, m2, m1 = (torch.arange(size, device=u.device) for size in (S, M2, walk))
-    t = ((s * M2 + m2[:, None]) * walk + m1[:, None, None]).flatten()
-    inside = t < steps
-    at = torch.where(inside, t, 0)
-    token, param = order.t().index_select(0, at), params.t().index_select(0, at)  # [steps, K]
+    steps = length if order is None else order.shape[1]
+    pieces, token, param = 1, None, None
+    if windowed or N * K * channels >= _WIDE:
+        piece = steps
+    else:
+        known = torch.jit.is_tracing() or isinstance(steps, int)  # a tracer knows that of its example
+        piece = max(1, math.isqrt(_fixed(steps)[0])) if known else _PIECE
+        pieces = (steps + piece - 1) // piece  # rounded up without negative numbers: ONNX rounds their quotients to 0
+    if order is not None or param_order is not None or not isinstance(pieces, int) or pieces > 1:
+        t = torch.arange(piece * pieces, device=u.device).reshape(pieces, piece).t().flatten()
+        inside = t < steps
+        at = torch.where(inside, t, 0)
+        token = at.unsqueeze(1).expand(-1, K) if order is None else order.long().t().index_select(0, at)  # [steps, K]
+        param = token if param_order is None else param_order.long().t().index_select(0, at)
     k = torch.arange(K, device=u.device)
 
-    def walked(x: Tensor, places: Tensor, *last: int) -> Tensor:  # (B, L, K, X) -> [B, M1, M2, S, K, *last]
-        taken = x.flatten(1, 2).index_select(1, (places * K + k).flatten())
-        return taken.reshape(batch, walk, M2, -1, K, *last)
+    def walked(x: Tensor, places: Tensor | None) -> Tensor:  # (B, L, K, X) -> [piece, pieces, K, B, 1, X]
+        if places is None:
+            return x.permute(1, 2, 0, 3).reshape(piece, 1, K, batch, 1, x.shape[3])
+        rows = x.permute(2, 1, 0, 3).flatten(0, 1).index_select(0, (places + k * length).flatten())
+        return rows.reshape(piece, pieces, K, batch, 1, x.shape[3])
 
     if u.ndim == 4:
-        u = walked(u, token, 1, channels)
+        x = walked(u, token)
+    elif token is None:
+        x = u.transpose(0, 1).reshape(piece, 1, 1, batch, 1, channels).expand(-1, -1, K, -1, -1, -1)
     else:
-        u = u.index_select(1, token.flatten()).reshape(batch, walk, M2, -1, K, 1, channels)
-    dt, B, C = walked(dt, param, 1, channels), walked(B, param, N, 1), walked(C, param, 1, N)
-    if windowed or return_last_state:  # steps past the end change nothing then
-        dt = dt * inside.to(work).view(walk, M2, -1, 1, 1, 1)
-    A = A.transpose(1, 2)
-    reads = C.split(1, 1)
-    a = [torch.exp(x * A) for x in dt.split(1, 1)]  # [B, 1, M2, S, K, N, D] each, N of A
-    b = [x * y for x, y in zip((dt * u).split(1, 1), B.split(1, 1), strict=True)]
+        x = u.transpose(0, 1).index_select(0, token.flatten()).reshape(piece, pieces, K, batch, 1, channels)
+    dt, C = walked(dt, param), walked(C, param)
+    B = walked(B, param).transpose(4, 5)  # [.., N, 1]
+    A = A.transpose(1, 2).unsqueeze(1)  # [K, 1, N, D]
 
-    end = b[0]
-    for m in range(1, walk):
-        end = a[m] * end + b[m]
-    state = _starts(torch.exp(dt.sum(1, keepdim=True) * A), end, M2, S if known else None)
-    ahead = _ahead(a, b, local_window) if windowed else None
-    outputs = []
-    for m in range(walk):
-        state = a[m] * state + b[m]
-        read = state if ahead is None else state + ahead[m]
-        outputs.append(read * reads[m] if N == 1 else reads[m] @ read)
-    y = torch.cat(outputs, 1)
+    # 2. The recurrence
+    def read(weights, state):
+        return weights * state if N == 1 else weights @ state
+
+    def step(rates, h, dt, u, B, C):
+        h = (dt * rates).exp() * h + B * (dt * u)
+        return h, read(C, h)
+
+    def step_of_piece(rates, h, total, dt, u, B, C):
+        decay = (dt * rates).exp()
+        h, total = decay * h + B * (dt * u), decay * total
+        return h, total, read(C, h), (C * total if N == 1 else C.transpose(-1, -2) * total)
+
+    def step_back(rates, r, dt, u, B, C, linked):
+        q = (dt * rates).exp() * r * linked
+        return q + B * (dt * u), read(C, q)
+
+    def step_over(h, total, end):
+        h = total * h + end
+        return h, h.clone()
+
+    zero = u.new_zeros(pieces, K, batch, N, channels)
+    if isinstance(pieces, int) and pieces == 1:
+        y = walk(step, [A], [zero], [dt, x, B, C])[1]
+    else:
+        end, total, y, reach = walk(step_of_piece, [A], [zero, torch.ones_like(zero)], [dt, x, B, C])
+        starts = walk(step_over, [], [zero[0]], [total, end])[1]
+        starts = torch.cat([zero[:1], starts[:-1]])
+        y = y + (reach * starts if N == 1 else (reach * starts).sum(-2, keepdim=True))
+    if windowed:
+        linked = (torch.arange(1, steps + 1, device=u.device) % local_window != 0).to(work)
+        linked = linked.reshape(piece, 1, 1, 1, 1, 1)
+        y = y + walk(step_back, [A], [zero], [dt, x, B, C, linked], reverse=True)[1]
     if D is not None:
-        y = y + u * D.to(work).unsqueeze(1)
+        y = y + x * D.to(work)[:, None, None]
+    y = y.reshape(-1, K, batch, channels)
+
+    # 3. Back to the tokens
     if z is not None and mode != MERGED:
-        y = y * F.silu(z.to(work)).index_select(1, token.flatten()).reshape(y.shape)
-    last = state[:, 0, -1, -1].transpose(2, 3) if return_last_state else u.new_empty(0)
-    if mode == PER_STEP:
-        y = y.permute(0, 3, 2, 1, 4, 5, 6).reshape(batch, -1, K, channels)
-        return y[:, :steps].to(dtype), last
-
+        gate = F.silu(z.to(work)).transpose(0, 1)
+        y = y * (gate.unsqueeze(1) if token is None else gate.index_select(0, token.flatten()).reshape(y.shape))
+    if mode == PER_STEP or token is None:
+        y = y.reshape(piece, pieces, K, batch, channels).transpose(0, 1).flatten(0, 1)[:steps].permute(2, 0, 1, 3)
+        if mode == MERGED:
+            y = y.sum(2)
+            y = y if z is None else y * F.silu(z.to(work))
+        return y.to(dtype)
     token = torch.where(inside[:, None], token, length)  # a row to be cut off takes what is past the end
-    rows = length + 1
+    rows = y.reshape(-1, batch * channels)
     if mode == PER_DIRECTION:
-        token, rows = token * K + k, rows * K
-    index = torch.arange(batch, device=u.device)[:, None] * rows + token.flatten()
-    out = add_rows(batch * rows, index.flatten(), y.reshape(-1, channels))
-    if mode == PER_DIRECTION:
-        return out.reshape(batch, -1, K, channels)[:, :length].to(dtype), last
-    out = out.reshape(batch, -1, channels)[:, :length]
-    return (out if z is None else out * F.silu(z.to(work))).to(dtype), last
+        out = add_rows((length + 1) * K, (token * K + k).flatten(), rows)
+        return out[: length * K].reshape(length, K, batch, channels).permute(2, 0, 1, 3).to(dtype)
+    out = add_rows(length + 1, token.flatten(), rows)[:length].reshape(length, batch, channels).transpose(0, 1)
+    return (out if z is None else out * F.silu(z.to(work))).to(dtype)
 
 
-def _ahead(a: list[Tensor], b: list[Tensor], window: int | Tensor) -> list[Tensor]:
-    """What the local backward scan adds to the state of every step of a walk, which holds whole windows."""
-    sums, r = [], torch.zeros_like(b[0])
-    for m in reversed(range(len(a))):
-        q = a[m] * r * ((m + 1) % window != 0)
-        sums.append(q)
-        r = q + b[m]
-    return sums[::-1]
+# ---- loops ---------------------------------------------------------------------------------------------------------
+
+
+def walk(
+    step: Callable[..., tuple], fixed: Sequence[Tensor], start: Sequence[Tensor], inputs: Sequence[Tensor],
+    reverse: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Call `step(*fixed, *state, *inputs[t])` for every t, as one node of the ONNX graph.
+
+    Args:
+        step: Gives the next state and the step's outputs, by `+`, `*`, `@`, `exp`, `clone` and `transpose(-1, -2)`.
+        fixed: What is the same in all steps.
+        start: The first state.
+        inputs: Cut along their first axis.
+        reverse: From the last step to the first.
+
+    Returns:
+        The last state, and the outputs stacked along a new first axis.
+    """
+    if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
+        return _Walk.apply(step, len(fixed), len(start), reverse, *fixed, *start, *inputs)
+    if torch.onnx.is_in_onnx_export():
+        if reverse:
+            inputs = [x.flip(0) for x in inputs]
+
+        def body(*arguments):  # state, inputs, fixed
+            count = len(arguments) - len(fixed)
+            return list(step(*arguments[count:], *arguments[:count]))
+
+        out = torch.ops.higher_order.scan(body, list(start), list(inputs), list(fixed))
+        state, stacked = out[: len(start)], out[len(start) :]
+        return *state, *(x.flip(0) if reverse else x for x in stacked)
+    return _walk(step, len(fixed), len(start), reverse, *fixed, *start, *inputs)
+
+
+def _walk(step, fixed, states, reverse, *tensors) -> tuple[Tensor, ...]:
+    state, inputs = tensors[fixed : fixed + states], tensors[fixed + states :]
+    count, outputs = _fixed(inputs[0].shape[0])[0], []
+    for t in reversed(range(count)) if reverse else range(count):
+        out = step(*tensors[:fixed], *state, *(x[t] for x in inputs))
+        state = out[:states]
+        outputs.append(out[states:])
+    return *state, *(torch.stack(x) for x in zip(*(outputs[::-1] if reverse else outputs), strict=True))
+
+
+class _Walk(torch.autograd.Function):
+    """`walk` for the tracing ONNX exporter, which has no operator for a loop with a body of its own."""
+
+    @staticmethod
+    def forward(ctx, step, fixed, states, reverse, *tensors):
+        """Loop."""
+        return _walk(step, fixed, states, reverse, *tensors)
+
+    @staticmethod
+    def symbolic(g, step, fixed, states, reverse, *tensors):
+        """As ONNX has it: what is fixed is a state that stays."""
+        body = torch._C.Graph()
+        values = [_Value(body, body.addInput()) for _ in tensors]
+        out = [_Value(body, value.name).clone() for value in values[:fixed]] + list(step(*values))
+        for value in out:
+            body.registerOutput(value.name)
+        inputs, outputs = len(tensors) - fixed - states, len(out) - fixed - states
+        results = g.op(
+            'Scan', *tensors, body_g=body, num_scan_inputs_i=inputs, scan_input_directions_i=[int(reverse)] * inputs,
+            scan_output_directions_i=[int(reverse)] * outputs, outputs=len(out),
+        )  # fmt: skip
+        return results[fixed:]
+
+
+class _Value:
+    """A value of the body that the tracing exporter writes; what is done with it becomes a node there."""
+
+    def __init__(self, graph: Any, name: Any) -> None:
+        self.graph, self.name = graph, name
+
+    def _node(self, kind: str, *others: _Value) -> _Value:
+        node = self.graph.insertNode(self.graph.create(f'onnx::{kind}', [self.name, *(x.name for x in others)]))
+        return _Value(self.graph, node.output())
+
+    def __add__(self, other):
+        return self._node('Add', other)
+
+    def __mul__(self, other):
+        return self._node('Mul', other)
+
+    def __matmul__(self, other):
+        return self._node('MatMul', other)
+
+    def exp(self):
+        return self._node('Exp')
+
+    def clone(self):
+        return self._node('Identity')
+
+    def transpose(self, *axes):
+        last = list(range(_DIMS))
+        last[axes[0]], last[axes[1]] = last[axes[1]], last[axes[0]]
+        out = self._node('Transpose')
+        out.name.node().is_('perm', last)
+        return out
+
+
+# ---- sums ----------------------------------------------------------------------------------------------------------
 
 
 def add_rows(count: int, index: Tensor, rows: Tensor) -> Tensor:
@@ -156,8 +278,8 @@ def add_rows(count: int, index: Tensor, rows: Tensor) -> Tensor:
 def add_tokens(length: int, index: Tensor, tokens: Tensor) -> Tensor:
     """Zeros (B, L, D) with every token of (B, T, D) added at its `index` (T,), so that every exporter adds all."""
     batch, channels = tokens.shape[0], tokens.shape[2]
-    places = torch.arange(batch, device=tokens.device)[:, None] * length + index.long()
-    return add_rows(batch * length, places.flatten(), tokens.reshape(-1, channels)).reshape(batch, length, channels)
+    rows = tokens.transpose(0, 1).reshape(-1, batch * channels)
+    return add_rows(length, index.long(), rows).reshape(length, batch, channels).transpose(0, 1)
 
 
 class _AddRows(torch.autograd.Function):
@@ -175,41 +297,8 @@ class _AddRows(torch.autograd.Function):
         return g.op('ScatterND', out, index, rows, reduction_s='add').setType(out.type())
 
 
-def _starts(decay: Tensor, end: Tensor, M2: int, S: int | None) -> Tensor:
-    """The states that walks start from, [B, 1, M2, S, ...], of their decays and of where they end from zero."""
-    if M2 == 1:
-        return _level(decay, end, S)
-    a, b = decay.split(1, 2), end.split(1, 2)
-    h, total = b[0], a[0]
-    for m in range(1, M2):
-        h, total = a[m] * h + b[m], a[m] * total
-    h = _level(total, h, S)
-    starts = [h]
-    for m in range(M2 - 1):
-        h = a[m] * h + b[m]
-        starts.append(h)
-    return torch.cat(starts, 2)
-
-
-def _level(a: Tensor, h: Tensor, S: int | None) -> Tensor:
-    """The same along axis 3 of S entries; None: of any number."""
-    if S is not None:
-        state = torch.zeros_like(h[:, :, :, :1])
-        starts = [state]
-        for x, y in list(zip(a.split(1, 3), h.split(1, 3), strict=True))[:-1]:
-            state = x * state + y
-            starts.append(state)
-        return torch.cat(starts, 3)
-    size, rest = h.shape[3], [0, 0] * (h.ndim - 4)
-    for i in range(_DOUBLINGS):
-        pad = [*rest, 2**i, 0]
-        h = h + a * F.pad(h, pad).narrow(3, 0, size)
-        a = a * F.pad(a, pad, value=1.0).narrow(3, 0, size)
-    return F.pad(h, [*rest, 1, 0]).narrow(3, 0, size)
-
-
 def _fixed(*sizes) -> list[int]:
-    """Sizes that are the same for all inputs as numbers; a tracer gives tensors."""
+    """Sizes as numbers: those that are the same for all inputs; a tracer gives tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
         return [int(size) for size in sizes]

@@ -159,8 +159,8 @@ def scan_tokens(
         if export.wants_plain():
             return export.scan(
                 u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus,
-                PER_STEP if per_step else MERGED if merge else PER_DIRECTION, local_window, False,
-            )[0]  # fmt: skip
+                PER_STEP if per_step else MERGED if merge else PER_DIRECTION, local_window,
+            )  # fmt: skip
         return selective_scan(
             u=u,
             delta=delta,
