@@ -12,6 +12,7 @@ from .embed import (
     StridedPatchEmbed,
     channels_last,
     check_image_size,
+    resample_grid,
     spread,
     whole_side,
 )
@@ -84,6 +85,7 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'resample_grid',
     'scale_and_shift',
     'scan_tokens',
     'split_projection',

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function, to_2tuple
 from torch import Tensor, nn
 
@@ -36,6 +37,29 @@ def check_image_size(x: Tensor, minimum: int, size: tuple[int, int] | None = Non
 def channels_last(x: Tensor) -> Tensor:
     """Images (B, C, H, W) with channels next to each other in memory; this form also works under `torch.vmap`."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def resample_grid(rows: Tensor, new_size: list[int], old_size: list[int]) -> Tensor:
+    """Position embeddings of one grid for another: bicubic, without antialiasing, as timm's `resample_abs_pos_embed`.
+
+    That one leaves rows of the size wanted as they are in traced programs, too, which then take no other.
+
+    Args:
+        rows: (1, H W, C).
+        new_size: H' and W'.
+        old_size: H and W.
+
+    Returns:
+        (1, H' W', C), dtype of `rows`.
+    """
+    height, width = new_size
+    if isinstance(height, int) and isinstance(width, int) and height == old_size[0] and width == old_size[1]:
+        return rows
+    grid = rows.float().reshape(1, old_size[0], old_size[1], -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, [height, width], mode='bicubic')
+    return grid.flatten(2).transpose(1, 2).to(rows.dtype)
 
 
 class Stem(nn.Module):

@@ -3,9 +3,11 @@
 import math
 
 import torch
-from timm.layers import lecun_normal_, resample_abs_pos_embed, trunc_normal_
+from timm.layers import lecun_normal_, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
+
+from visionssm.layers import resample_grid
 
 from .builder import record_args, take_indices
 from .scanning import ScanningBackbone
@@ -143,7 +145,7 @@ class Isotropic(ScanningBackbone):
     @torch.jit.ignore
     def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
         """Position embeddings for another grid: bicubic, without antialiasing."""
-        return resample_abs_pos_embed(pos_embed, new_size, old_size, 0, 'bicubic', False)
+        return resample_grid(pos_embed, new_size, old_size)
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

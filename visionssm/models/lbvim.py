@@ -14,7 +14,6 @@ import re
 import torch
 from timm.layers import (
     calculate_drop_path_rates,
-    resample_abs_pos_embed,
     trunc_normal_,
 )
 from timm.models import register_model
@@ -31,6 +30,7 @@ from visionssm.layers import (
     at_least_fp32,
     attention,
     check_image_size,
+    resample_grid,
     window_by_length,
 )
 from visionssm.scans import get_scan, scan_order
@@ -42,7 +42,7 @@ from .renames import rename
 __all__ = ['LBVim', 'window_by_length']
 
 torch.fx.wrap('at_least_fp32')
-torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('resample_grid')
 torch.fx.wrap('scan_order')
 
 
@@ -192,7 +192,7 @@ class LBVim(Isotropic):
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             size = [height, width]
-            pos_embed = resample_abs_pos_embed(pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
+            pos_embed = resample_grid(pos_embed, size, self.patch_embed.grid_size)
         x = at_least_fp32(self.pos_drop(x.flatten(1, 2) + pos_embed))
         return x, scan_order(self.scan, height, width, x)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
+from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from visionssm.layers import (
     ScanSpec,
     check_image_size,
     init_dt_bias,
+    resample_grid,
     walk_with_moves,
 )
 from visionssm.scans import get_scan
@@ -35,7 +36,7 @@ from .renames import rename
 
 __all__ = ['PlainMamba']
 
-torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('resample_grid')
 
 
 class ConvPatchEmbed(GridEmbed):
@@ -271,7 +272,7 @@ class PlainMamba(Isotropic):
         x = self.patch_embed(x)
         _, height, width, _ = x.shape
         size = [height, width]
-        pos_embed = resample_abs_pos_embed(self.pos_embed, size, self.patch_embed.grid_size, 0, 'bicubic', False)
+        pos_embed = resample_grid(self.pos_embed, size, self.patch_embed.grid_size)
         return x + pos_embed.unflatten(1, size), walk_with_moves(self.scan, height, width, x)
 
     def _pool(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ spread evenly, which for one is the middle of the sequence, or in front of all.
 """
 
 import torch
-from timm.layers import calculate_drop_path_rates, register_notrace_function, resample_abs_pos_embed, trunc_normal_
+from timm.layers import calculate_drop_path_rates, register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
 from visionssm.layers import (
@@ -16,6 +16,7 @@ from visionssm.layers import (
     StridedPatchEmbed,
     at_least_fp32,
     check_image_size,
+    resample_grid,
 )
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
@@ -24,7 +25,7 @@ from .pyramid import init_linear
 from .renames import rename
 
 torch.fx.wrap('at_least_fp32')
-torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('resample_grid')
 torch.fx.wrap('scan_order')
 
 
@@ -117,9 +118,9 @@ def resample_pos_embed(
         (1, M' + n, D); bicubic, without antialiasing.
     """
     if count == 0:
-        return resample_abs_pos_embed(pos_embed, new_size, old_size, 0, 'bicubic', False)
+        return resample_grid(pos_embed, new_size, old_size)
     rows, own = take_tokens(pos_embed, count, first)
-    return insert_tokens(resample_abs_pos_embed(rows, new_size, old_size, 0, 'bicubic', False), own, first)
+    return insert_tokens(resample_grid(rows, new_size, old_size), own, first)
 
 
 def _mirrored(order: ScanOrder, first: bool) -> list[bool]:

@@ -21,7 +21,6 @@ from timm.layers import (
     calculate_drop_path_rates,
     get_act_layer,
     lecun_normal_,
-    resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
 )
@@ -36,6 +35,7 @@ from visionssm.layers import (
     Stem,
     channels_last,
     check_image_size,
+    resample_grid,
     walk_with_moves,
 )
 from visionssm.scans import get_scan
@@ -48,7 +48,7 @@ from .renames import rename
 
 __all__ = ['VCMamba']
 
-torch.fx.wrap('resample_abs_pos_embed')
+torch.fx.wrap('resample_grid')
 torch.fx.wrap('walk_with_moves')
 
 
@@ -174,7 +174,7 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add."""
         size = [x.shape[1], x.shape[2]]
-        return x + resample_abs_pos_embed(self.weight, size, self.grid_size, 0, 'bicubic', False).unflatten(1, size)
+        return x + resample_grid(self.weight, size, self.grid_size).unflatten(1, size)
 
 
 class VCMambaBlock(FastLinears):
@@ -342,7 +342,7 @@ class VCMamba(DistilledPyramid):
             old = grid if x.shape == embedding.weight.shape else [math.isqrt(x.shape[1])] * 2
         if x is not None:
             if tuple(old) != grid and old[0] * old[1] == x.shape[1]:
-                x = resample_abs_pos_embed(x, list(grid), list(old), 0, 'bicubic', False)
+                x = resample_grid(x, list(grid), list(old))
             state_dict = {**state_dict, name: x}
         return state_dict
 
