@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 
 from visionssm.ops import available_backends
-from visionssm.ops.cpu import CompileError, cache_dir, find_compiler
+from visionssm.ops.cpu import CompileError, cache_dir, find_compiler, origin
 from visionssm.ops.dispatch import BACKENDS, OPS, requested_backend
 from visionssm.version import __version__
 
@@ -22,6 +22,7 @@ _VARIABLES = (
     'VISIONSSM_BACKEND',
     'VISIONSSM_NEIGHBORHOOD_BACKEND',
     'VISIONSSM_CACHE',
+    'VISIONSSM_LIBRARY',
     'VISIONSSM_MAX_PARAMETERS',
     'CXX',
     'OMP_NUM_THREADS',
@@ -92,12 +93,19 @@ def backends() -> list[tuple[str, str, str, str]]:
 
 
 def tools() -> list[tuple[str, str]]:
-    """(name, value) of the compiler, the cache folder and the environment variables that are read here."""
+    """(name, value) of the C++ kernel, compiler, cache folder and the environment variables that are read here.
+
+    Compiles the C++ kernel if the wheel brought none and that has not been done yet.
+    """
     try:
         command = find_compiler()
         output = subprocess.run([*command, '--version'], capture_output=True, text=True, timeout=60, check=False).stdout
         compiler = f'{" ".join(command)} ({(output.splitlines() or ["no version"])[0]})'
     except CompileError as error:
         compiler = f'none: {error}'
-    rows = [('compiler', compiler), ('kernel cache', str(cache_dir()))]
+    try:
+        kernel = origin()
+    except CompileError as error:
+        kernel = f'none: {" ".join(str(error).split())}'
+    rows = [('C++ kernel', kernel), ('compiler', compiler), ('kernel cache', str(cache_dir()))]
     return rows + [(name, os.environ.get(name, 'not set')) for name in _VARIABLES]

@@ -18,7 +18,7 @@ _STRIDES = 'first_b first_h first_y first_x second_b second_h second_y second_x'
 _PRODUCTS_PER_THREAD = 1 << 18  # fewer take less time than waking another thread
 
 
-class _Attention(ctypes.Structure):
+class Attention(ctypes.Structure):
     """`struct Attention` of the C++ source, field by field."""
 
     _fields_ = (
@@ -32,7 +32,7 @@ class _Attention(ctypes.Structure):
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = cpu.library()
-    cpu.bind(library, _Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
+    cpu.bind(library, Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
     return library
 
 
@@ -49,7 +49,7 @@ def _run(name: str, first: Tensor, second: Tensor, window: int, dilation: Sequen
     first, second = (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in (first, second))
     products = out[..., 0].numel() * window * window * channels
     threads = max(1, min(torch.get_num_threads(), products // _PRODUCTS_PER_THREAD))
-    call = _Attention(
+    call = Attention(
         batch, heads, height, width, channels, window, *dilation, cpu.DTYPES[second.dtype], threads,
         first.data_ptr(), second.data_ptr(), *first.stride()[:4], *second.stride()[:4],
         out.data_ptr(), cpu.gomp_parallel(),

@@ -1,4 +1,4 @@
-"""The scan on a CPU: `selective_scan.cpp`, compiled at first use by the machine's own C++ compiler and cached.
+"""The scan on a CPU: `selective_scan.cpp`, compiled in the wheel (`prebuilt.py`), or here at first use and cached.
 
 The library has a plain C interface, so no torch version matters. It runs on the OpenMP threads of torch itself where
 that library can be found, and on its own threads otherwise; their number is `torch.get_num_threads()`.
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import chunked
+from . import chunked, prebuilt
 from .dispatch import ScanProblem, Temporary
 from .inputs import ScanInputs
 
@@ -58,7 +58,7 @@ _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
 _OUTPUTS = 'out last_state starts gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
 
 
-class _Scan(ctypes.Structure):
+class Scan(ctypes.Structure):
     """`struct Scan` of the C++ source, field by field."""
 
     _fields_ = (
@@ -200,18 +200,30 @@ def source() -> str:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """The compiled kernel, compiled at the first call.
+    """The compiled kernel: that of the wheel for this processor, or else compiled at the first call.
 
     Raises:
-        CompileError: If it can't be compiled or loaded.
+        CompileError: If it can't be compiled or loaded, or `VISIONSSM_LIBRARY` names none that runs here.
     """
-    path = compile_library(source())
     try:
+        path = prebuilt.find() or compile_library(source())
         lib = ctypes.CDLL(str(path))
+    except ValueError as error:
+        raise CompileError(str(error)) from error
     except OSError as error:
         raise CompileError(f'{path} cannot be loaded: {error}') from error
-    bind(lib, _Scan, 'scan_size', 'scan_forward', 'scan_backward')
+    bind(lib, Scan, 'scan_size', 'scan_forward', 'scan_backward')
     return lib
+
+
+def origin() -> str:
+    """Which library runs: `prebuilt NAME` or `compiled here: PATH`. Compiles it at the first call.
+
+    Raises:
+        CompileError: If none does.
+    """
+    path = Path(library()._name)
+    return f'prebuilt {path.stem}' if path.parent == prebuilt.FOLDER else f'compiled here: {path}'
 
 
 def bind(lib: ctypes.CDLL, structure: type[ctypes.Structure], size: str, *functions: str) -> None:
@@ -293,7 +305,7 @@ class _Call:
     def __init__(self, inputs: ScanInputs) -> None:
         delta = inputs.delta
         self.keep: list[Tensor] = []
-        self.scan = scan = _Scan()
+        self.scan = scan = Scan()
         scan.batch, scan.length, scan.dirs, scan.channels = delta.shape
         scan.steps, scan.states = inputs.steps, inputs.B.shape[-1]
         scan.scalar_decay = int(inputs.A.shape[-1] == 1 and scan.states > 1)

@@ -298,11 +298,11 @@ static int run_attention(const Attention *attention, size_t scratch, int64_t las
   return job.failed ? 1 : 0;
 }
 
-extern "C" int64_t visionssm_attention_size() { return sizeof(Attention); }
-extern "C" int visionssm_na_qk(const Attention *a) {
+EXPORT int64_t visionssm_attention_size() { return sizeof(Attention); }
+EXPORT int visionssm_na_qk(const Attention *a) {
   return run_attention(a, scratch_qk(*a), a->window * a->window, attention_qk);
 }
-extern "C" int visionssm_na_av(const Attention *a) { return run_attention(a, scratch_av(*a), a->channels, attention_av); }
-extern "C" int visionssm_na_av_transposed(const Attention *a) {
+EXPORT int visionssm_na_av(const Attention *a) { return run_attention(a, scratch_av(*a), a->channels, attention_av); }
+EXPORT int visionssm_na_av_transposed(const Attention *a) {
   return run_attention(a, scratch_av(*a), a->channels, attention_transposed);
 }

@@ -53,6 +53,9 @@
 #define W 8
 #else
 #define W 4
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
+#endif
 #endif
 
 typedef float vf __attribute__((vector_size(W * 4)));
@@ -69,6 +72,11 @@ typedef _Float16 vf16 __attribute__((vector_size(W * 2)));
 
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 enum { ANY = -1, FP32 = 0, BF16 = 1, FP16 = 2 };
 enum { MERGED = 0, PER_DIRECTION = 1, PER_STEP = 2 };
@@ -191,12 +199,17 @@ INLINE void store_any(void *base, int64_t at, vf v, int64_t dtype, int64_t n) {
   } else
 #endif
   {
+#if W == 4 && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    const bfloat16x4_t x = vcvt_bf16_f32(v);
+    memcpy(&bits, &x, sizeof bits);
+#else
     vu raw;
     memcpy(&raw, &v, sizeof raw);
     vu rounded = (raw + 0x7fff + ((raw >> 16) & 1)) >> 16;  // to nearest, ties to even
     vi is_nan = v != v;
     rounded = is_nan ? (vu{} + 0x7fc0) : rounded;
     bits = __builtin_convertvector(rounded, vh);
+#endif
   }
   uint16_t lanes[W];
   memcpy(lanes, &bits, sizeof bits);
@@ -1206,11 +1219,11 @@ static void hint_large_pages(void *p, int64_t bytes) {
 
 // ---- interface ----------------------------------------------------------------------------------------------------
 
-extern "C" int visionssm_has_fp16() { return HAS_FP16; }
-extern "C" int visionssm_vector_width() { return W; }
-extern "C" int64_t visionssm_scan_size() { return sizeof(Scan); }
+EXPORT int visionssm_has_fp16() { return HAS_FP16; }
+EXPORT int visionssm_vector_width() { return W; }
+EXPORT int64_t visionssm_scan_size() { return sizeof(Scan); }
 
-extern "C" int visionssm_scan_forward(const Scan *scan) {
+EXPORT int visionssm_scan_forward(const Scan *scan) {
   const Scan &s = *scan;
   Job job;
   prepare(job, s);
@@ -1227,7 +1240,7 @@ extern "C" int visionssm_scan_forward(const Scan *scan) {
   return job.failed ? 1 : 0;
 }
 
-extern "C" int visionssm_scan_backward(const Scan *scan) {
+EXPORT int visionssm_scan_backward(const Scan *scan) {
   const Scan &s = *scan;
   Job job;
   prepare(job, s);
