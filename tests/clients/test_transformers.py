@@ -5,6 +5,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from timm.models import save_for_hf
 
 from visionssm.hub.convert import convert
 from visionssm.train.model import save_model
@@ -47,10 +48,30 @@ def test_pipeline_and_processor(setting):
 
 def test_backbone(setting):
     folder, model = setting
-    config = transformers.TimmBackboneConfig(backbone=f'local-dir:{folder}', out_indices=(1, 3))
-    backbone = transformers.AutoBackbone.from_config(config, pretrained=True).eval()
+    backbone = transformers.TimmBackbone.from_pretrained(f'local-dir:{folder}', out_indices=(1, 3)).eval()
     images = torch.rand(1, 3, 96, 96)
     with torch.inference_mode():
         maps = backbone(images).feature_maps
         expected = model.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
+def test_what_timm_itself_saves(name, tmp_path):
+    """It notes the classes twice; with other arguments in their place it loads, and transformers writes it sound."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3).eval()
+    save_for_hf(model, str(tmp_path / 'saved'), safe_serialization=True)
+    loader = transformers.AutoModelForImageClassification
+    loaded = loader.from_pretrained(tmp_path / 'saved', model_args={}).eval()
+    loaded.save_pretrained(tmp_path / 'again')
+    with torch.inference_mode():
+        x = torch.rand(1, 3, 96, 96)
+        expected = model(x)
+        assert torch.equal(loaded(x).logits, expected)
+        assert torch.equal(loader.from_pretrained(tmp_path / 'again').eval()(x).logits, expected)
+        for folder in ('saved', 'again'):
+            in_timm = timm.create_model(f'local-dir:{tmp_path / folder}', pretrained=True)
+            assert torch.equal(in_timm.eval()(x), expected)
+    pipeline = transformers.pipeline('image-classification', str(tmp_path / 'saved'), model_kwargs={'model_args': {}})
+    assert len(pipeline(Image.effect_noise((96, 96), 80).convert('RGB'))) == 3

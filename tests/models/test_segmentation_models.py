@@ -13,6 +13,9 @@ PYRAMIDS = [
     'test_groupmamba',
     'test_a2mamba',
     'test_mambavision',
+    'test_vssd',
+    'test_vcmamba',
+    'test_efficientvmamba',
     'test_mambaout',
 ]
 DECODERS = [
@@ -31,11 +34,17 @@ DECODERS = [
 ]
 
 
-@pytest.mark.parametrize(('decoder', 'args'), DECODERS, ids=lambda x: getattr(x, '__name__', ''))
-@pytest.mark.parametrize('name', PYRAMIDS)
+# timm's own MambaOut has no output_stride
+CASES = [
+    pytest.param(name, decoder, args, id=f'{name}-{decoder.__name__}')
+    for name in PYRAMIDS
+    for decoder, args in DECODERS
+    if name != 'test_mambaout' or 'encoder_output_stride' not in args
+]
+
+
+@pytest.mark.parametrize(('name', 'decoder', 'args'), CASES)
 def test_encoder(name, decoder, args):
-    if 'encoder_output_stride' in args and name == 'test_mambaout':
-        pytest.skip("timm's own has no output_stride")
     torch.manual_seed(0)
     model = decoder(f'tu-{name}', encoder_weights=None, in_channels=1, classes=3, **args)
     height, width = 128, 160  # smp asks for whole strides, PAN for a last map of eight
@@ -45,3 +54,17 @@ def test_encoder(name, decoder, args):
     encoder = dict(model.encoder.named_parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.values())
     assert all(p.grad.isfinite().all() for p in encoder.values() if p.grad is not None)
+
+
+@pytest.mark.parametrize('name', ['test_vim', 'test_lbvim', 'test_plainmamba'])
+def test_dense_prediction_from_maps_of_one_resolution(name):
+    size = {} if name == 'test_plainmamba' else {'dynamic_img_size': True}
+    model = smp.DPT(f'tu-{name}', encoder_weights=None, encoder_depth=4, decoder_readout='ignore', classes=3, **size)
+    assert model(torch.randn(1, 3, 128, 160)).shape == (1, 3, 128, 160)
+
+
+@pytest.mark.parametrize('name', ['test_mobilemamba', 'test_vim', 'test_plainmamba'])
+def test_what_smp_refuses(name):
+    """It takes maps of strides 4, 8, 16 and 32 (or 2 to 32) alone; MobileMamba's are 16, 32 and 64."""
+    with pytest.raises(ValueError, match='Unsupported model downsampling pattern'):
+        smp.Unet(f'tu-{name}', encoder_weights=None)
