@@ -9,7 +9,7 @@ import yaml
 from visionssm.catalog import configs as _configs
 from visionssm.catalog.models import list_rows
 from visionssm.cli import main
-from visionssm.weights.published import family_of
+from visionssm.weights.published import family_of, model_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools'))
@@ -59,9 +59,11 @@ def test_command(capsys):
 
 
 def test_every_published_classifier_has_a_recipe():
-    """Of the families whose settings are known: those that have recipes at all."""
+    """Of the families whose settings are known: those that have recipes at all; others may, if a result is known."""
     families = {family_of(name).key for name in set(RECIPES) - {'digits'}}
-    assert set(RECIPES) - {'digits'} == {name for name in PUBLISHED if family_of(name).key in families}
+    published = {name for name in PUBLISHED if family_of(name).key in families}
+    assert published <= set(RECIPES)
+    assert all(model_facts(name).top1 for name in set(RECIPES) - {'digits'} - published)
 
 
 @pytest.mark.parametrize('name', sorted(set(RECIPES) - {'digits'}))

@@ -66,6 +66,7 @@ def test_how_many():
     classifiers = {'vmamba': 9, 'vim': 5, 'msvmamba': 6, 'groupmamba': 3, 'plainmamba': 3, 'lbvim': 4, 'a2mamba': 5}
     classifiers |= {'mambavision': 11, 'mobilemamba': 12, 'efficientvmamba': 3, 'vcmamba': 3, 'vssd': 7, 'mambareg': 3}
     classifiers |= {'spatialmamba': 3, 'videomamba': 10}
+    classifiers |= {'localvim': 2, 'localvmamba': 1}
     others = {'vmamba': 20, 'msvmamba': 6, 'plainmamba': 9, 'mambavision': 7, 'vssd': 8}
     for key, count in classifiers.items():
         files = FAMILIES[key].files

@@ -49,6 +49,7 @@ MODELS += [
     *(f'{name}_tiny_patch16_224@{side}' for side in (448, 672) for name in ('vim', 'deit')),
 ]
 MODELS += ['mobilemamba_t4@192', 'mobilenetv4_conv_small', 'fastvit_t8@256']
+MODELS += ['localvim_tiny_patch16_224', 'localvmamba_tiny']
 MODELS += ['vcmamba_s', 'efficientvmamba_tiny', 'efficientformer_l1', 'edgenext_small']
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
 

@@ -219,6 +219,10 @@ def _lbvim(meta: dict, match: re.Match) -> tuple[str, dict]:
     return match['name'], {'img_size': tuple(size)} if size else {}
 
 
+def _localvim(meta: dict, match: re.Match) -> tuple[str, dict]:
+    return f'localvim_{match["size"]}_patch16_224', {'class_token': True} if match['cls'] else {}
+
+
 def _a2mamba(meta: dict, match: re.Match) -> tuple[str, dict]:
     sizes = {'n': 'nano', 't': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
     return f'a2mamba_{sizes[match["size"]]}', {}
@@ -369,6 +373,20 @@ FAMILIES = (
     ),
     Family(
         r'^(?P<name>efficientvmamba_\w+) ',
+        _named_alike,
+        stages_with_outnorm,
+        lambda name: Tolerance(2e-4, 2e-4, 2e-4),
+        container='state_dict',
+    ),
+    Family(
+        r' .*local_vim\.local_vim_(?P<size>tiny|small)(?P<cls>_middle_cls_token)?$',
+        _localvim,
+        last_normed,
+        lambda name: Tolerance(2e-4, 2e-4, 2e-4),
+        container='state_dict',
+    ),
+    Family(
+        r'^(?P<name>localvmamba_\w+) ',
         _named_alike,
         stages_with_outnorm,
         lambda name: Tolerance(2e-4, 2e-4, 2e-4),

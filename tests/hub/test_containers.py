@@ -122,6 +122,7 @@ def flat(state, average):  # GroupMamba
         ('lbvim_528_atthead', 'lbvim_528_patch16_224', deit, False),
         ('mambareg_tiny', 'mambareg_tiny_patch16_224', deit, False),
         ('videomamba_tiny', 'videomamba_tiny_patch16_224', deit, False),
+        ('localvim_tiny', 'localvim_tiny_patch16_224', timm_trainer, False),
         ('a2mamba_nano', 'a2mamba_nano', timm_trainer, False),
         ('mambavision_t', 'mambavision_tiny', timm_trainer, False),
     ],

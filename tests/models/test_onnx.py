@@ -18,6 +18,8 @@ import visionssm  # noqa: F401  registers the models
         ('test_vcmamba', {}, [(96, 96)]),
         ('test_efficientvmamba', {}, [(64, 64), (92, 64)]),
         ('test_lbvim', {'depth': 2}, [(96, 96)]),
+        ('test_localvim', {'depth': 2, 'scan': {'name': 'list', 'of': ['raster', 'column']}}, [(96, 96)]),
+        ('test_localvmamba', {}, [(96, 96)]),
         ('test_mambareg', {'depth': 2}, [(96, 96)]),
         ('test_mambavision', {'depths': (1, 1, 2, 1)}, [(64, 64), (96, 75), (32, 32)]),
     ],

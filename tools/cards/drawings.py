@@ -54,6 +54,15 @@ def _vim(join: str) -> dict[str, list[Any]]:
 
 
 _BOTH_WAYS = {'1 forwards': Route('bidirectional', 0, 8), '2 backwards': Route('bidirectional', 1, 8)}
+_WINDOW = {'name': 'list', 'of': [{'name': 'local', 'window': side} for side in (2, 4)]}
+_CHOSEN = {
+    'h: rows': Route('raster', 0, 8),
+    'v: columns': Route('column', 0, 8),
+    'w2: windows of 2': Route(_WINDOW, 0, 8),
+    'windows of 4; w7 is alike': Route(_WINDOW, 1, 8),
+}
+_FOUR = 'Four directions are chosen for each layer: h, v, w2 or w7, each forwards or backwards.'
+_NORMED_GATE = ('\u00d7', [], ['LayerNorm', 'mean over tokens', 'Linear, GELU', 'Linear, sigmoid'])
 DRAWINGS = {
     'vmamba': Drawing(
         example='vmamba_tiny_s1l8',
@@ -257,9 +266,7 @@ DRAWINGS = {
                 ),
                 'Linear D \u2192 C',
             ],
-            'Gate': [
-                ('\u00d7', [], ['LayerNorm', 'mean over tokens', 'Linear, GELU', 'Linear, sigmoid']),
-            ],
+            'Gate': [_NORMED_GATE],
             'Block, stages 3 and 4': [
                 _residual(
                     'Linear C \u2192 4C, BatchNorm, ReLU',
@@ -337,6 +344,43 @@ DRAWINGS = {
             ],
         },
         scans={'rows': Route('raster', 0, 8)},
+    ),
+    'localvim': Drawing(
+        example='localvim_tiny_patch16_224',
+        blocks={
+            'Block': ['turn by position', _residual('RMSNorm', 'Mamba, four ways')],
+            'Mamba, four ways': [
+                'Linear C \u2192 2D',
+                ('+', *([f'causal conv 4, {k}', 'SiLU', f'scan {k}', '\u00d7 SiLU(z)', 'Gate'] for k in range(1, 5))),
+                'Linear D \u2192 C',
+            ],
+            'Gate': [_NORMED_GATE],
+        },
+        legend=f'{_LEGEND} {_FOUR} The convolution goes along the walk. The gates of a block are one.',
+        scans=_CHOSEN,
+    ),
+    'localvmamba': Drawing(
+        example='localvmamba_small',
+        blocks={
+            'Block': [_residual('LayerNorm', 'SS2D')],
+            'SS2D': [
+                'Linear C \u2192 2D',
+                (
+                    '\u00d7',
+                    [
+                        'depthwise conv 3\u00d73',
+                        'SiLU',
+                        ('+', *([f'scan {k}', 'Gate'] for k in range(1, 5))),
+                        'LayerNorm',
+                    ],
+                    ['SiLU'],
+                ),
+                'Linear D \u2192 C',
+            ],
+            'Gate': [_NORMED_GATE],
+        },
+        legend=f'{_LEGEND} D = 2C. {_FOUR} The gates of a block are one.',
+        scans=_CHOSEN,
     ),
     'groupmamba': Drawing(
         example='groupmamba_tiny',

@@ -270,12 +270,13 @@ def readme(text: str) -> str:
     for key, family in FAMILIES.items():
         own = [row for row in every if row['model'].partition('.')[0] in family.models and row['weights'] != 'no']
         scores = [float(row['top-1 reported']) for row in own if row['top-1 reported']]
+        ends = sorted({min(scores), max(scores)}) if scores else []
         rows.append(
             [
                 f'[{family.title}](model_cards/{key}.md)',
                 f'[arXiv:{family.arxiv}](https://arxiv.org/abs/{family.arxiv})',
                 f'{len(own)}, such as `{_example(family)}`',
-                f'{min(scores)} to {max(scores)} %' if scores else 'not known',
+                f'{" to ".join(map(str, ends))} %' if ends else 'not known',
                 ', '.join(sorted({row['licence'] for row in own})),
             ]
         )

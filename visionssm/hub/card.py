@@ -164,7 +164,7 @@ def origin(family: Family) -> str:
 def citation(family: Family) -> str:
     """BibTeX of a family's paper, as a block of Markdown."""
     known = importlib.resources.files('visionssm.hub').joinpath('citations.bib').read_text(encoding='utf-8')
-    entry = re.search(rf'^% {re.escape(family.key)}\n(.*?)^}}', known, re.M | re.S)
+    entry = re.search(rf'^%(?: \w+)* {re.escape(family.key)}(?: \w+)*\n(.*?)^}}', known, re.M | re.S)
     made = f'@misc{{{family.key},\n  title={{{family.paper}}},\n  eprint={{{family.arxiv}}}\n}}'
     return f'```bibtex\n{f"{entry[1]}}}" if entry else made}\n```'
 

@@ -47,6 +47,12 @@ VSSM_RENAMES: Renames = [
     (r'\.(?:self_attention|op)\.', '.mixer.'),
     *SCAN_RENAMES,
 ]
+# gates of LocalMamba's directions
+GATE_RENAMES: Renames = [
+    (r'\.(?:multi_scan\.)?attn\.norm\.', '.direction_gate.norm.'),
+    (r'\.(?:multi_scan\.)?attn\.global_reduce\.', '.direction_gate.fc1.'),
+    (r'\.(?:multi_scan\.)?attn\.channel_select\.', '.direction_gate.fc2.'),
+]
 # stem, downsampling and head of MLLA's descendants
 MLLA_RENAMES: Renames = [
     (r'^backbone\.', ''),

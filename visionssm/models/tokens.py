@@ -5,10 +5,17 @@ spread evenly, which for one is the middle of the sequence, or in front of all.
 """
 
 import torch
-from timm.layers import calculate_drop_path_rates, register_notrace_function, trunc_normal_
+from timm.layers import (
+    RotaryEmbeddingCat,
+    apply_rot_embed_cat,
+    calculate_drop_path_rates,
+    register_notrace_function,
+    trunc_normal_,
+)
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    LayerScans,
     Linear,
     MambaBlock,
     ScanSpec,
@@ -18,12 +25,13 @@ from visionssm.layers import (
     check_image_size,
     resample_grid,
 )
-from visionssm.scans import ScanOrder, get_scan, scan_order
+from visionssm.scans import ScanOrder, get_layer_scans, get_scan, layer_scans_to_json, scan_order
 
 from .isotropic import Isotropic, fit_pos_embed, init_mamba_stack, init_out_proj
 from .pyramid import init_linear
 from .renames import rename
 
+torch.fx.wrap('apply_rot_embed_cat')
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('resample_grid')
 torch.fx.wrap('scan_order')
@@ -195,6 +203,8 @@ class TokenMamba(Isotropic):
 
     POOLS = ('token', 'avg', '')
     BLOCK = MambaBlock
+    DIRECTIONS = 2  # asked of scans
+    DIRECTION_GATE = False  # see `MambaMixer`
 
     def __init__(
         self,
@@ -240,11 +250,14 @@ class TokenMamba(Isotropic):
         stride = patch_size if stride is None else stride
         super().__init__(embed_dim, depth, stride, in_chans, num_classes, global_pool, features)
         dd = {'device': device, 'dtype': dtype}
-        order = get_scan(scan, 2)
-        self.scan_directions = order.directions
-        self.scan = order.to_json()
+        if self.layered_scans:
+            orders = get_layer_scans(scan, depth, self.DIRECTIONS)
+        else:
+            orders = [get_scan(scan, self.DIRECTIONS)] * depth
+        self.scan_directions = orders[0].directions
+        self.scan = layer_scans_to_json(orders)
         self.num_cls_tokens, self.cls_first, self.cls_reduce = num_cls_tokens, cls_position == 'first', cls_reduce
-        self.mirrored = _mirrored(order, self.cls_first)
+        self.mirrored = _mirrored(orders[0], self.cls_first)  # where all are alike
         self.patch_size = patch_size
         self.dynamic_img_size = dynamic_img_size
         self.patch_embed = StridedPatchEmbed(img_size, patch_size, stride, in_chans, embed_dim, **dd)
@@ -261,13 +274,16 @@ class TokenMamba(Isotropic):
             'd_state': d_state,
             'd_conv': d_conv,
             'expand': expand,
-            'scan': order,
             'local_window': local_window,
             'average': average,
+            'direction_gate': self.DIRECTION_GATE,
         }
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.ModuleList(self.BLOCK(embed_dim, rate, mixer_args, **dd) for rate in rates)
+        self.blocks = nn.ModuleList(
+            self.BLOCK(embed_dim, rate, {**mixer_args, 'scan': order}, **dd)
+            for rate, order in zip(rates, orders, strict=True)
+        )
         self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
         self.neck = self._make_neck(device, dtype)
         self.head_drop = nn.Dropout(drop_rate)
@@ -299,13 +315,12 @@ class TokenMamba(Isotropic):
         """What reads the final norm."""
         return self.neck.fc if isinstance(self.neck, Neck) else self.head
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Images to the stream, its visiting orders (K, T) and the grid of patches."""
+    def _embed(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """Images to the stream, and the grid of patches."""
         check_image_size(x, self.patch_size, None if self.dynamic_img_size else self.patch_embed.img_size)
         x = self.patch_embed(x)
         batch, height, width, _ = x.shape
         size = [height, width]
-        order = scan_order(self.scan, height, width, x)
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             pos_embed = resample_pos_embed(pos_embed, size, self.patch_embed.grid_size, self.cls_rows, self.cls_first)
@@ -314,12 +329,18 @@ class TokenMamba(Isotropic):
         x = x.flatten(1, 2)
         if self.cls_token is not None:
             x = insert_tokens(x, self.cls_token.expand(batch, -1, -1), self.cls_first)
-            order = insert_into_walks(order, height * width, self.num_cls_tokens, self.cls_first, self.mirrored)
-        return at_least_fp32(self.pos_drop(x + pos_embed)), order, size
+        return at_least_fp32(self.pos_drop(x + pos_embed)), size
+
+    def _walk(self, x: Tensor, size: list[int]) -> Tensor:
+        """Visiting orders (K, T) of the stream, for a grid of this size."""
+        order = scan_order(self.scan, size[0], size[1], x)
+        if self.cls_token is not None:
+            order = insert_into_walks(order, size[0] * size[1], self.num_cls_tokens, self.cls_first, self.mirrored)
+        return order
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x, order, _ = self._embed(x)
-        return x, order
+        x, size = self._embed(x)
+        return x, self._walk(x, size)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.global_pool == 'token':
@@ -348,7 +369,7 @@ class TokenMamba(Isotropic):
             ValueError: If the order is unknown or has another number of directions.
         """
         super().set_scan(scan)
-        self.mirrored = _mirrored(get_scan(self.scan), self.cls_first)
+        self.mirrored = _mirrored(get_layer_scans(self.scan, len(self.blocks))[0], self.cls_first)
 
     @torch.jit.ignore
     def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
@@ -384,6 +405,165 @@ class TokenMamba(Isotropic):
             if state_dict.pop('pos_embed_cls', None) is None:
                 state_dict['pos_embed'] = take_tokens(state_dict['pos_embed'], count, model.cls_first)[0]
         return fit_pos_embed(state_dict, model)
+
+
+class RotaryBlock(MambaBlock):
+    """`MambaBlock` that turns the stream by its position afterwards, if asked to.
+
+    Args:
+        dim: Channels.
+        drop_path: Rate of dropping the branch, per sample.
+        mixer_args: Arguments of `MambaMixer`.
+
+    Attributes:
+        rotary: Whether it turns the stream.
+        index: Which of the visiting orders is its own.
+    """
+
+    def __init__(self, dim: int, drop_path: float, mixer_args: dict, device=None, dtype=None) -> None:
+        super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
+        self.rotary = False
+        self.index = 0
+
+    def step(self, x: Tensor, walk: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The stream (B, L, C) after the block, and the mixer's output.
+
+        Args:
+            x: Stream.
+            walk: Visiting orders (K, T) of blocks and, with `rotary`, last sines and cosines (L, 2 C).
+        """
+        y = self.mixer(self.norm(x), walk[self.index])
+        x = x + self.drop_path(y)
+        return apply_rot_embed_cat(x, walk[-1]) if self.rotary else x, y
+
+    def forward(self, x: Tensor, walk: list[Tensor]) -> Tensor:
+        """Add the mixer's output to (B, L, C)."""
+        return self.step(x, walk)[0]
+
+
+class RotaryMamba(TokenMamba):
+    """Patches with a class token in their middle or without one, Mamba blocks, and a stream that may be turned between.
+
+    Args:
+        img_size: Image size (one side, or height and width) that the position embeddings are for.
+        patch_size: Side of a patch.
+        stride: Distance between patches; None: `patch_size`.
+        in_chans: Image channels.
+        num_classes: Classes; 0: no classifier.
+        global_pool: 'token' (class token), 'avg' (mean of the patches) or '' (all tokens); None: 'token', or 'avg' if
+            there is none.
+        embed_dim: Channels.
+        depth: Blocks.
+        d_state: States N per channel.
+        d_conv: Width of the causal convolution.
+        expand: Inner channels of the mixer over `embed_dim`.
+        scan: Scan order of the patches: name, dict, JSON string or `ScanOrder`; with `layered_scans` also a sequence or
+            a JSON list of them, one per block. If it does not offer `DIRECTIONS`, the model has as many sets of scan
+            parameters as it has directions. The class token is met half-way.
+        local_window: Steps per window of LBMamba's local backward scan, with the same weights; 0: none.
+        class_token: Whether there is one.
+        rotary: Turn pairs of the stream's channels by row and column, after the embedding and after every block but the
+            last.
+        features: What `forward_intermediates` gives: 'stream', or 'mixer' for what the mixer of a block adds to it.
+        dynamic_img_size: Take images of any size, resampling position embeddings in every forward.
+        drop_rate: Dropout before the classifier.
+        pos_drop_rate: Dropout after the position embedding.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: If an argument has a value that is not allowed; the message names it.
+    """
+
+    BLOCK = RotaryBlock
+    AVERAGE = True  # see `MambaMixer`
+    INIT = 'mamba'
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2.0,
+        scan: LayerScans = 'bidirectional',
+        local_window: int = 0,
+        class_token: bool = True,
+        rotary: bool = False,
+        features: str = 'stream',
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if global_pool is None:
+            global_pool = 'token' if class_token else 'avg'
+        if rotary and embed_dim % 4:
+            raise ValueError(f'embed_dim is {embed_dim!r}; with rotary=True allowed are multiples of 4')
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            stride=stride,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_cls_tokens=int(class_token),
+            average=self.AVERAGE,
+            init=self.INIT,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            scan=scan,
+            local_window=local_window,
+            features=features,
+            dynamic_img_size=dynamic_img_size,
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            drop_path_rate=drop_path_rate,
+            device=device,
+            dtype=dtype,
+        )
+        self.rope = None
+        if rotary:  # angles of the 14x14 grid of pretraining
+            self.rope = RotaryEmbeddingCat(
+                embed_dim, in_pixels=False, ref_feat_shape=[14, 14], device=device, dtype=dtype
+            )
+            for block in self.blocks[:-1]:
+                block.rotary = True
+
+    @torch.jit.ignore
+    def stream_obstacle(self) -> str:
+        """The rotary option, which turns pairs of its channels."""
+        return '' if self.rope is None else 'the rotary option turns pairs of its channels'
+
+    def _walks(self, x: Tensor, size: list[int]) -> list[Tensor]:
+        """Visiting orders of the blocks, by their `index`."""
+        return [self._walk(x, size)]
+
+    def _angles(self, size: list[int]) -> Tensor:
+        """Sines and cosines of the patches, (H W, 2 C): those of pretraining, stretched to the grid at hand."""
+        return self.rope.get_embed(size)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, size = self._embed(x)
+        walks = self._walks(x, size)
+        if self.rope is not None:
+            angles = self._angles(size)
+            if self.cls_token is not None:
+                still = torch.cat([torch.zeros_like(angles[:1, ::2]), torch.ones_like(angles[:1, ::2])], 1)
+                angles = insert_tokens(angles.unsqueeze(0), still.unsqueeze(0)).squeeze(0)
+            x = apply_rot_embed_cat(x, angles)
+            walks.append(angles)
+        return x, walks
 
 
 def _init_as_mamba(model: TokenMamba) -> None:

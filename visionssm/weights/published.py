@@ -944,6 +944,60 @@ SPATIALMAMBA = Family(
     ),
 )
 
+# LocalVim and LocalVMamba, of LocalMamba
+
+_LOCALMAMBA = 'https://github.com/hunto/LocalMamba'
+
+
+def _localmamba(model: str, file: str, top1: float) -> Published:
+    return Published(
+        model=model,
+        tag='in1k',
+        metrics={'top-1': top1},
+        license='apache-2.0',
+        origin_url=_LOCALMAMBA,
+        url=f'{_LOCALMAMBA}/releases/download/v1.0.0/{file}.ckpt',
+        container='state_dict',
+    )
+
+
+_LOCALMAMBA_PAPER = {
+    'paper': 'LocalMamba: Visual State Space Model with Windowed Selective Scan',
+    'arxiv': '2403.09338',
+    'venue': 'ECCV 2024 workshop',
+    'repository': _LOCALMAMBA,
+    'commit': '75e5d1f007c303509c77d179df38f7fa19c0d05c',
+    'license': 'apache-2.0',
+}
+
+LOCALVIM = Family(
+    key='localvim',
+    title='LocalVim',
+    **_LOCALMAMBA_PAPER,
+    models={
+        'localvim_tiny_patch16_224': Model(7_994_152, 2_134_150_656, '8', '1.5', _UNKNOWN.format('1.26')),
+        'localvim_tiny_midcls_patch16_224': Model(7_994_536, 2_144_871_936, '8', '1.5', _UNKNOWN.format('1.27')),
+        'localvim_small_patch16_224': Model(27_783_784, 6_299_139_072, '28', '4.8', _UNKNOWN.format('4.55'), top1=81.1),
+        'test_localvim': Model(288_424, 10_680_320, container='state_dict'),
+    },
+    files=(
+        _localmamba('localvim_tiny_patch16_224', 'local_vim_tiny', 76.2),
+        _localmamba('localvim_tiny_midcls_patch16_224', 'local_vim_tiny_middle_cls_token', 77.8),
+    ),
+)
+
+LOCALVMAMBA = Family(
+    key='localvmamba',
+    title='LocalVMamba',
+    **_LOCALMAMBA_PAPER,
+    models={
+        'localvmamba_small': Model(49_748_536, 11_210_956_800, '50', '11.4', _NORMS),
+        'localvmamba_tiny': Model(25_527_160, 5_625_237_504, '26', '5.7', _NORMS, top1=82.7),
+        'test_localvmamba': Model(424_676, 15_664_128, container='state_dict'),
+    },
+    files=(_localmamba('localvmamba_small', 'local_vssm_small', 83.7),),
+)
+
 # MambaOut: timm has the family, and its registry says where the weights are
 
 MAMBAOUT = Family(
@@ -1078,6 +1132,8 @@ FAMILIES = {
         MOBILEMAMBA,
         VCMAMBA,
         EFFICIENTVMAMBA,
+        LOCALVIM,
+        LOCALVMAMBA,
         MAMBAOUT,
     )
 }
