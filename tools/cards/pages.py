@@ -245,7 +245,9 @@ def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
     for row in report.get('results', ()):
         if 'images_per_second' in row:
             name, _, side = row['model'].partition('@')
-            yield name, side, f'{row["images_per_second"]:.1f}', '', where
+            speed, training = f'{row["images_per_second"]:.1f}', row.get('what') == 'training'
+            how = f'{where}, batch {row["batch"]}' if 'batch' in row else where
+            yield name, side, '' if training else speed, speed if training else '', how
     for row in report.get('models', ()):
         inference, training = (
             f'{row[what]["images_per_s"]:.0f}' if 'images_per_s' in row[what] else ''

@@ -16,7 +16,7 @@ from visionssm.hub.card import table
 from visionssm.weights.published import FAMILIES, family_of, model_facts
 from visionssm.weights.records import license_text
 
-SPEEDS = Path(__file__).resolve().parents[2] / 'results/models_cpu.json'
+SPEEDS = Path(__file__).resolve().parents[2] / 'results/published_cpu.json'
 # Okabe and Ito's colours, which the colour-blind can tell apart, without yellow and black; then other shapes
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c8c8c')
 _SHAPES = ('circle', 'square', 'diamond', 'triangle')
@@ -46,10 +46,13 @@ class Point(NamedTuple):
 
 
 def speeds() -> tuple[str, dict[str, float]]:
-    """The machine, and images/s of inference by model and image side, `name@side`."""
+    """How and where it was measured, and images/s by model and image side, `name@side`."""
     report = json.loads(SPEEDS.read_text(encoding='utf-8'))
-    machine = report['machine']
-    where = f'{machine["cpu"]}, {machine["threads"]} threads, torch {machine["torch"].partition("+")[0]}'
+    machine, first = report['machine'], report['results'][0]
+    threads = 'one thread' if first['threads'] == 1 else f'{first["threads"]} threads'
+    clock = 'CPU time' if machine.get('clock') == 'cpu' else 'wall time'
+    torch = machine['torch'].partition('+')[0]
+    where = f'fp32, batches of {first["batch"]}, {clock} of {threads} of an {machine["cpu"]}, torch {torch}'
     return where, {row['model']: row['images_per_second'] for row in report['results']}
 
 
@@ -75,11 +78,11 @@ def table_of_models() -> str:
     where, measured = speeds()
     headings = {
         'model': 'model',
-        'input': 'input',
+        'top-1 reported': 'top-1, reported (%)',
         'params (M)': 'parameters, counted (M)',
         'GMACs': 'multiply-adds, counted (G)',
         'speed': 'images/s, measured',
-        'top-1 reported': 'top-1, reported (%)',
+        'input': 'input',
         'licence': 'licence of the weights',
     }
     rows = []
@@ -89,7 +92,7 @@ def table_of_models() -> str:
         row['model'] = f'[`{name}`](cards/{family_of(name).key}.md)'
         row['input'] = size
         rows.append([row[key] for key in headings])
-    note = f'Speed: inference in fp32, batches of 8, on {where}; `results/{SPEEDS.name}` has the rest.'
+    note = f'Speed: {where}; `results/{SPEEDS.name}`.'
     return f'<div class="models" markdown>\n\n{table(headings.values(), rows)}\n\n</div>\n\n{note}'
 
 
@@ -130,7 +133,7 @@ def plots() -> str:
         shown = [(point, x) for point in every if (x := value(point))]
         caption = f'Top-1 as reported against {short}: {len(shown)} of {len(every)} published classifiers.'
         if short.startswith('speed'):
-            caption += f' The others have not been measured. {where}, fp32, batches of 8.'
+            caption += f' Measured: {where}.'
         figures.append(f'<figure>{_plot(shown, label, marks)}<figcaption>{caption}</figcaption></figure>')
     note = (
         '<p>Filled: the plain recipe, ImageNet-1k at 224 pixels. Hollow: distilled, trained for longer, on more '

@@ -36,9 +36,12 @@ _MARK = re.compile(r'^<!-- made: (.+) -->$', re.M)
 
 
 def on_config(config: Any) -> Any:
-    """Put the cards into the menu."""
+    """Put the cards into the menu, and pages that it does not name."""
     models = next(part['Models'] for part in config.nav if 'Models' in part)
     models.append({'Cards': [{family.title: f'cards/{key}.md'} for key, family in FAMILIES.items()]})
+    named = repr(config.nav)
+    if more := [file.name for file in sorted((ROOT / 'docs').glob('*.md')) if f"'{file.name}'" not in named]:
+        config.nav.insert(-1, {'More': more})
     return config
 
 
