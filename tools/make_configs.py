@@ -27,7 +27,10 @@ METHODS = {
     'MaskRCNN': 'Mask R-CNN',
     'CascadeRCNN': 'Cascade Mask R-CNN',
     'RetinaNet': 'RetinaNet',
-    'EncoderDecoder': 'UPerNet',
+    'UPerHead': 'UPerNet',
+    'FPNHead': 'Semantic FPN',
+    'ASPPHead': 'DeepLabv3',
+    'PSPHead': 'PSPNet',
 }
 TASKS = {'box AP': 'Object Detection', 'mask AP': 'Instance Segmentation'}
 DATASETS = {'coco': 'COCO', 'ade20k': 'ADE20K'}
@@ -107,7 +110,7 @@ def describe(path: Path, model: Any) -> dict[str, Any]:
         'Metadata': {
             'Training Data': DATASETS[dataset],
             **length,
-            'Architecture': [backbone, METHODS[type(model).__name__]],
+            'Architecture': [backbone, METHODS[type(getattr(model, 'decode_head', model)).__name__]],
             'Parameters (M)': round(sum(p.numel() for p in model.parameters()) / 1e6, 1),
         },
         **({'Results': results} if metrics else {}),

@@ -42,6 +42,12 @@ def registered():
         library.utils.register_all_modules(init_default_scope=False)
 
 
+def first_reader(settings):
+    """What takes the maps of the backbone: a neck, the first of several, or a head."""
+    neck = settings.get('neck')
+    return neck[0] if isinstance(neck, list) else neck or settings.decode_head
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_builds_what_header_and_metafile_say(path):
     model = make_configs.build(path)
@@ -51,8 +57,12 @@ def test_builds_what_header_and_metafile_say(path):
     checkpoint = model.backbone.init_cfg['checkpoint']
     assert checkpoint.partition('.')[0] == model.backbone.model_name and WEIGHTS[checkpoint] in ('yes', 'by hand')
     assert 'test_pipeline' in model.cfg and ('tta_pipeline' in model.cfg or path.parts[-3] == 'mmdet')
-    wanted = (model.cfg.model.get('neck') or model.cfg.model.decode_head).in_channels
-    assert model.backbone.channels == ([wanted] * len(model.backbone.channels) if isinstance(wanted, int) else wanted)
+    reader = first_reader(model.cfg.model)
+    wanted, channels = reader.in_channels, model.backbone.channels
+    if 'in_index' in reader and isinstance(wanted, int):
+        assert channels[reader.in_index] == wanted
+    else:
+        assert channels == ([wanted] * len(channels) if isinstance(wanted, int) else wanted)
 
 
 def test_metafiles_and_index_are_current():
@@ -92,6 +102,12 @@ BLOCKS = {'out_indices': (0, 1, 2, 3)}
         ('mmdet/vim/_base_/vitdet_lsj-100e', 'test_vim', {'out_indices': (3,)}),
         ('mmdet/lbvim/_base_/mask-rcnn_1x', 'test_lbvim', {'out_indices': (3,)}),
         ('mmdet/mambavision/_base_/cascade-mask-rcnn_ms-crop-3x', 'test_mambavision', {'windows': (28, 14)}),
+        ('mmdet/mobilemamba/_base_/mask-rcnn_1x', 'test_mobilemamba', {}),
+        ('mmdet/mobilemamba/_base_/retinanet_1x', 'test_mobilemamba', {}),
+        ('mmseg/mobilemamba/_base_/fpn_160k', 'test_mobilemamba', {}),
+        ('mmseg/mobilemamba/_base_/deeplabv3_80k', 'test_mobilemamba', {}),
+        ('mmseg/mobilemamba/_base_/pspnet_80k', 'test_mobilemamba', {}),
+        ('mmseg/vcmamba/_base_/fpn_40k', 'test_vcmamba', {'img_size': 64}),
         ('mmseg/vim/_base_/upernet_60k', 'test_vim', BLOCKS),
         ('mmseg/lbvim/_base_/upernet_160k', 'test_lbvim', BLOCKS),
         ('mmseg/plainmamba/_base_/upernet_160k', 'test_plainmamba', BLOCKS),
@@ -105,16 +121,22 @@ def test_loss_reaches_every_parameter(base, model, args):
     channels = MODELS.build(settings.backbone).channels
     library = LIBRARIES[base.partition('/')[0]]
     if library is mmdet:
-        settings.neck.in_channels = channels if settings.neck.type == 'FPN' else channels[-1]
+        neck = first_reader(settings)
+        neck.in_channels = channels if neck.type == 'FPN' else channels[-1]
         for stage in np.atleast_1d(settings.train_cfg.get('rcnn', [])):
             stage.sampler.num = 8
         settings.data_preprocessor.pop('batch_augments', None)  # to 1024
         batch = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_classes=80, with_mask='roi_head' in settings)
     else:
         if 'neck' in settings:
-            settings.neck.in_channels = channels[-1]
-        settings.decode_head.update(in_channels=channels, channels=16)
-        settings.auxiliary_head.update(in_channels=channels[2], channels=16)
+            settings.neck.in_channels = channels if settings.neck.type == 'FPN' else channels[-1]
+        for name in ('decode_head', 'auxiliary_head'):
+            if name in settings:
+                head = settings[name]
+                taken = head.in_index
+                if first_reader(settings).get('type') != 'FPN':
+                    head.in_channels = [channels[i] for i in taken] if isinstance(taken, list) else channels[taken]
+                head.channels = 16
         settings.data_preprocessor.size = (64, 64)  # that of the images, which would be padded to 512
         sample = SegDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64)})
         sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))

@@ -20,7 +20,7 @@ from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, 
 from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp, NormedGate
 from .path import PathScan, walk_with_moves
-from .pyramid import ResamplePyramid, SimplePyramid
+from .pyramid import FinerLevels, ResamplePyramid, SimplePyramid
 from .scanning import LayerScans, ScanningModule, ScanSpec, change_scan, check_local_window
 from .ss2d import SS2D
 from .ssm import (
@@ -47,6 +47,7 @@ __all__ = [
     'DepthwiseConv',
     'DepthwiseMlp',
     'FastLinears',
+    'FinerLevels',
     'GridEmbed',
     'LayerScans',
     'Linear',

@@ -78,3 +78,28 @@ class SimplePyramid(nn.Module):
             raise ValueError(f'SimplePyramid takes 1 map, not {len(maps)}')
         out = [level(maps[0]) for level in self.levels]
         return *out, out[-1][..., ::2, ::2]
+
+
+class FinerLevels(nn.Module):
+    """Maps of a pyramid, and finer ones before them: each the first one doubled, and convolved.
+
+    Args:
+        in_channels: Channels of every map.
+        levels: How many to add; their strides are a half, a quarter and so on of the first one's.
+
+    Source: arXiv:2411.15941, detection. Behind an FPN they give the parameters that are reported there, 38.0 M (two
+    levels, Mask R-CNN) and 27.1 M (one, RetinaNet), the constant filters of the backbone included.
+    """
+
+    def __init__(self, in_channels: int, levels: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(_double(in_channels, in_channels), nn.Conv2d(in_channels, in_channels, 3, padding=1))
+            for _ in range(levels)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Add maps to those of (B, C, H, W), the finest first."""
+        for level in self.levels:
+            maps = (level(maps[0]), *maps)
+        return tuple(maps)
