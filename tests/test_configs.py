@@ -16,11 +16,13 @@ sys.path.append(str(ROOT / 'tools'))
 import make_configs  # noqa: E402
 
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / 'configs/train').glob('*.yaml')}
-# models of the papers: without timm's own variants, and without those that nobody trained
+# models of the papers, some without known results: neither timm's own variants nor those that nobody trained
 PUBLISHED = {
     row['model'].partition('.')[0]
     for row in list_rows()
-    if '_rw' not in row['model'] and (row['top-1 reported'] or 'lbvim' in row['model']) and row['model'] != 'lbvim_nano'
+    if '_rw' not in row['model']
+    and (row['top-1 reported'] or row['model'].startswith(('lbvim', 'shufflemamba')))
+    and row['model'] != 'lbvim_nano'
 }
 
 

@@ -74,7 +74,7 @@ def test_examples_run(key, monkeypatch, tmp_path):
 
     def create_model(asked, pretrained=False, pretrained_cfg_overlay=None, **kwargs):
         assert asked == name
-        assert pretrained or 'scan' in kwargs
+        assert pretrained or 'scan' in kwargs or not FAMILIES[key].files  # none published
         return real(stand_in, **kwargs)
 
     monkeypatch.setattr(timm, 'create_model', create_model)

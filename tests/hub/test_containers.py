@@ -123,6 +123,7 @@ def flat(state, average):  # GroupMamba
         ('mambareg_tiny', 'mambareg_tiny_patch16_224', deit, False),
         ('videomamba_tiny', 'videomamba_tiny_patch16_224', deit, False),
         ('localvim_tiny', 'localvim_tiny_patch16_224', timm_trainer, False),
+        ('shufflemamba_tiny', 'shufflemamba_tiny_patch16_224', deit, False),
         ('a2mamba_nano', 'a2mamba_nano', timm_trainer, False),
         ('mambavision_t', 'mambavision_tiny', timm_trainer, False),
     ],

@@ -114,6 +114,7 @@ DRAWINGS = {
         scans=_BOTH_WAYS,
     ),
     'videomamba': Drawing(example='videomamba_tiny_patch16_224', blocks=_vim('+'), scans=_BOTH_WAYS),
+    'shufflemamba': Drawing(example='shufflemamba_tiny_patch16_224', blocks=_vim('mean'), scans=_BOTH_WAYS),
     'msvmamba': Drawing(
         example='msvmambav3_tiny',
         blocks={

@@ -270,7 +270,8 @@ def readme(text: str) -> str:
     headings = ['family', 'paper', 'models', 'top-1 reported', 'licence of the weights']
     every, rows = list_rows(), []
     for key, family in FAMILIES.items():
-        own = [row for row in every if row['model'].partition('.')[0] in family.models and row['weights'] != 'no']
+        models = [row for row in every if row['model'].partition('.')[0] in family.models]
+        own = [row for row in models if row['weights'] != 'no'] or models
         scores = [float(row['top-1 reported']) for row in own if row['top-1 reported']]
         ends = sorted({min(scores), max(scores)}) if scores else []
         rows.append(
@@ -279,7 +280,7 @@ def readme(text: str) -> str:
                 f'[arXiv:{family.arxiv}](https://arxiv.org/abs/{family.arxiv})',
                 f'{len(own)}, such as `{_example(family)}`',
                 f'{" to ".join(map(str, ends))} %' if ends else 'not known',
-                ', '.join(sorted({row['licence'] for row in own})),
+                ', '.join(sorted({row['licence'] for row in own if row['licence']})) or 'none published',
             ]
         )
     lines = r'^\| family \|.*\n(?:\|.*\n)+'

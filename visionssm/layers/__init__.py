@@ -17,7 +17,7 @@ from .embed import (
     whole_side,
 )
 from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
-from .mamba import MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
+from .mamba import STREAM_NORMS, MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp, NormedGate
 from .path import PathScan, walk_with_moves
 from .pyramid import FinerLevels, ResamplePyramid, SimplePyramid
@@ -39,6 +39,7 @@ from .states import StateScan
 
 __all__ = [
     'SS2D',
+    'STREAM_NORMS',
     'BottleneckDownsample',
     'BottleneckStem',
     'ChannelGate',

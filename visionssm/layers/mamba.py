@@ -67,6 +67,9 @@ class StreamLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
 
 
+STREAM_NORMS = {'rmsnorm': StreamNorm, 'layernorm': StreamLayerNorm}
+
+
 class CausalConv1d(nn.Conv1d):
     """Depthwise convolution of (B, D, L) along L that looks at earlier tokens, or at later ones if it goes backwards.
 

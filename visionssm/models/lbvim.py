@@ -20,12 +20,12 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    STREAM_NORMS,
     FastLinears,
     Linear,
     MambaBlock,
     ScanSpec,
     StreamLayerNorm,
-    StreamNorm,
     StridedPatchEmbed,
     at_least_fp32,
     attention,
@@ -79,9 +79,6 @@ class AttentionPool(FastLinears):
         q = self.latent.to(k.dtype).unflatten(2, (self.num_heads, -1)).transpose(1, 2).expand(x.shape[0], -1, -1, -1)
         x = attention(q, k, v)  # [B, heads, 1, C / heads]
         return self.norm(x.flatten(1))
-
-
-_NORMS = {'rmsnorm': StreamNorm, 'layernorm': StreamLayerNorm}
 
 
 class LBVim(Isotropic):
@@ -142,8 +139,8 @@ class LBVim(Isotropic):
         device=None,
         dtype=None,
     ) -> None:
-        if norm_layer not in _NORMS:
-            raise ValueError(f'norm_layer is {norm_layer!r}; allowed are {" and ".join(_NORMS)}')
+        if norm_layer not in STREAM_NORMS:
+            raise ValueError(f'norm_layer is {norm_layer!r}; allowed are {" and ".join(STREAM_NORMS)}')
         super().__init__(embed_dim, depth, patch_size, in_chans, num_classes, global_pool, features)
         dd = {'device': device, 'dtype': dtype}
         order = get_scan(scan, 1)
@@ -164,7 +161,7 @@ class LBVim(Isotropic):
         }
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        norm = _NORMS[norm_layer]
+        norm = STREAM_NORMS[norm_layer]
         self.blocks = nn.ModuleList(
             MambaBlock(embed_dim, rate, {**mixer_args, 'reverse': i % 2 == 1}, norm, **dd)
             for i, rate in enumerate(rates)

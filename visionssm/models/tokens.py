@@ -15,6 +15,7 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from visionssm.layers import (
+    STREAM_NORMS,
     LayerScans,
     Linear,
     MambaBlock,
@@ -180,6 +181,7 @@ class TokenMamba(Isotropic):
         cls_position: 'spread' (evenly among the patches; one stands in their middle) or 'first'.
         cls_pos_embed: Whether class tokens have position embeddings `pos_embed_cls` instead of rows of `pos_embed`.
         cls_reduce: What the channels of each class token are divided by before the classifier; 1: it sees all.
+        norm_layer: 'rmsnorm' or 'layernorm'.
         average: Whether mixers average over directions; else they add them up.
         init: How weights start: 'mamba' (step projections as Mamba starts them) or 'linear' (those of all linear layers
             normal, all biases of such zero, as VideoMamba and ShuffleMamba).
@@ -220,6 +222,7 @@ class TokenMamba(Isotropic):
         cls_position: str = 'spread',
         cls_pos_embed: bool = False,
         cls_reduce: int = 1,
+        norm_layer: str = 'rmsnorm',
         average: bool = True,
         init: str = 'mamba',
         d_state: int = 16,
@@ -241,6 +244,8 @@ class TokenMamba(Isotropic):
             raise ValueError(f'cls_position is {cls_position!r}; allowed are spread and first')
         if cls_pos_embed and not num_cls_tokens:
             raise ValueError('cls_pos_embed is True; allowed is False, as there are no class tokens')
+        if norm_layer not in STREAM_NORMS:
+            raise ValueError(f'norm_layer is {norm_layer!r}; allowed are {" and ".join(STREAM_NORMS)}')
         if init not in _INITS:
             raise ValueError(f'init is {init!r}; allowed are {" and ".join(_INITS)}')
         if type(cls_reduce) is not int or cls_reduce < 1 or embed_dim % cls_reduce:
@@ -280,11 +285,12 @@ class TokenMamba(Isotropic):
         }
         # upstream drops the branch that comes into the next block; the schedule is the plain one
         rates = calculate_drop_path_rates(drop_path_rate, depth)
+        norm = STREAM_NORMS[norm_layer]
         self.blocks = nn.ModuleList(
-            self.BLOCK(embed_dim, rate, {**mixer_args, 'scan': order}, **dd)
+            self.BLOCK(embed_dim, rate, {**mixer_args, 'scan': order}, norm, **dd)
             for rate, order in zip(rates, orders, strict=True)
         )
-        self.norm = StreamNorm(embed_dim, eps=1e-5, **dd)
+        self.norm = norm(embed_dim, eps=1e-5, **dd)
         self.neck = self._make_neck(device, dtype)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._make_head(num_classes, device, dtype)
@@ -414,14 +420,17 @@ class RotaryBlock(MambaBlock):
         dim: Channels.
         drop_path: Rate of dropping the branch, per sample.
         mixer_args: Arguments of `MambaMixer`.
+        norm_layer: `StreamNorm` or `StreamLayerNorm`.
 
     Attributes:
         rotary: Whether it turns the stream.
         index: Which of the visiting orders is its own.
     """
 
-    def __init__(self, dim: int, drop_path: float, mixer_args: dict, device=None, dtype=None) -> None:
-        super().__init__(dim, drop_path, mixer_args, device=device, dtype=dtype)
+    def __init__(
+        self, dim: int, drop_path: float, mixer_args: dict, norm_layer: type[nn.Module], device=None, dtype=None
+    ) -> None:
+        super().__init__(dim, drop_path, mixer_args, norm_layer, device=device, dtype=dtype)
         self.rotary = False
         self.index = 0
 

@@ -25,7 +25,7 @@ def shuffle_layers(model: nn.Module, rate: float) -> None:
     """
     if not isinstance(model, Isotropic):
         raise ValueError(
-            f'shuffle_layers needs a model of one resolution (Vim, PlainMamba, LBVim); {type(model).__name__} is not'
+            f'shuffle_layers needs a model of one resolution, such as Vim or PlainMamba; {type(model).__name__} is not'
         )
     last = max(1, len(model.blocks) - 1)
     for i, block in enumerate(model.blocks):

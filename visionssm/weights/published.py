@@ -700,6 +700,24 @@ VIDEOMAMBA = Family(
     ),
 )
 
+# ShuffleMamba
+
+SHUFFLEMAMBA = Family(
+    key='shufflemamba',
+    title='ShuffleMamba',
+    paper='Stochastic Layer-Wise Shuffle for Improving Vision Mamba Training',
+    arxiv='2408.17081',
+    venue='ICML 2025',
+    repository='https://github.com/huangzizheng01/ShuffleMamba',
+    commit='0df405f5aa1d39a4a0be21da165935e30a12688b',
+    license='unknown',
+    models={
+        'shufflemamba_tiny_patch16_224': Model(7_148_008, 1_823_079_936, container='model'),
+        'shufflemamba_middle_patch16_224': Model(74_236_456, 16_326_461_952, container='model'),
+        'test_shufflemamba': Model(280_104, 12_681_728),
+    },
+)
+
 # A2Mamba
 
 _A2MAMBA = 'https://github.com/LMMMEng/A2Mamba'
@@ -1127,6 +1145,7 @@ FAMILIES = {
         LBVIM,
         MAMBAREG,
         VIDEOMAMBA,
+        SHUFFLEMAMBA,
         A2MAMBA,
         MAMBAVISION,
         MOBILEMAMBA,
