@@ -16,7 +16,7 @@ from timm.data import create_transform
 from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
-from visionssm.catalog.models import is_ours
+from visionssm.catalog.models import is_ours, takes_argument
 from visionssm.extras import check_extra
 from visionssm.files import check_replaceable, read_object, replaced_folder
 from visionssm.hub.folder import write_model
@@ -215,7 +215,7 @@ def _stored_args(name: str, img_size: int | None, model: nn.Module) -> dict[str,
         return read_object(Path(name.removeprefix(_FOLDER)) / 'config.json').get('model_args') or {}
     if name.startswith(_HUB):
         return load_model_config_from_hf(name.removeprefix(_HUB))[2] or {}
-    return {} if img_size is None or not hasattr(model, 'set_input_size') else {'img_size': img_size}
+    return {'img_size': img_size} if img_size is not None and takes_argument(model, 'img_size') else {}
 
 
 def write_quantized(done: Quantized, folder: Path, model_args: dict[str, Any], about: dict[str, Any]) -> None:
@@ -277,7 +277,7 @@ def _is_half(x: Tensor) -> bool:
     return x.dtype == torch.float32 and torch.equal(x.half().float(), x)
 
 
-def _takes(module: nn.Module, name: str = '') -> bool:
+def is_quantizable(module: nn.Module, name: str = '') -> bool:
     """Whether a layer is quantised; torchao finds no scales for rows of one weight."""
     return isinstance(module, nn.Linear) and module.in_features > 1
 
@@ -369,14 +369,14 @@ def weight_scales(weight: Tensor, bits: int) -> Tensor:
 def _int8_weight(model: nn.Module, batches: Sequence[Tensor]) -> Preparation:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), _takes)
+    quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), is_quantizable)
     return Preparation()
 
 
 def _int8_dynamic(model: nn.Module, batches: Sequence[Tensor]) -> Preparation:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    quantize_(model, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), _takes)
+    quantize_(model, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), is_quantizable)
     return Preparation()
 
 
@@ -384,7 +384,7 @@ def _mambaquant(model: nn.Module, batches: Sequence[Tensor], bits: int) -> Prepa
     before = peaks(model, batches)
     notes = rewrite(model, batches)
     reached = [Peak(name, before[name], after) for name, after in peaks(model, batches).items()]
-    layers = {name: m for name, m in model.named_modules() if _takes(m)}
+    layers = {name: m for name, m in model.named_modules() if is_quantizable(m)}
     ranges = input_ranges(layers.values(), model, batches)
     for name, layer in layers.items():
         # what the scan gives has tokens of very different size
