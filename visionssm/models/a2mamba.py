@@ -25,7 +25,6 @@ from timm.layers import (
     ClassifierHead,
     ConvNormAct,
     DropPath,
-    apply_rot_embed_cat,
     calculate_drop_path_rates,
     register_notrace_function,
     to_2tuple,
@@ -52,6 +51,7 @@ from visionssm.layers import (
     na_qk,
     spread,
 )
+from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -76,7 +76,7 @@ def widest_dilation(side: int, window: int) -> int:
     if torch.jit.is_scripting():
         return min(side // window, window)
     if torch.jit.is_tracing():  # sizes are tensors
-        return min(int(side) // window, window)
+        return (side // window).clamp(max=window) if wants_plain() else min(int(side) // window, window)
     return torch.sym_min(side // window, window)  # sizes may be symbolic
 
 
@@ -99,7 +99,9 @@ def rotary_embedding(height: int, width: int, dim: int, like: Tensor) -> Tensor:
 @register_notrace_function
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels of (B, H, W, heads, C)."""
-    return apply_rot_embed_cat(x, rope).to(x.dtype)
+    sine, cosine = rope.chunk(2, -1)
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    return (x * cosine + turned * sine).to(x.dtype)
 
 
 class OutProjection(Linear):
@@ -356,11 +358,15 @@ class A2Mixer(FastLinears):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Mix (B, H, W, C); `rope` is what `rotary_embedding` gives."""
-        height, width, window = x.shape[1], x.shape[2], self.window
+        batch, height, width, _ = x.shape
+        window = self.window
         dilation = [widest_dilation(height, window), widest_dilation(width, window)]
         gate = self.gate(x)
-        q, k, v = self.qkv(x).unflatten(3, (3, self.num_heads, -1)).unbind(3)
-        lepe = self.lepe(v.flatten(3))
+        q, k, v = self.qkv(x).chunk(3, 3)
+        lepe = self.lepe(v)
+        # by their sizes: what comes from `unflatten` has those of the example in ONNX files
+        heads = [batch, height, width, self.num_heads, -1]
+        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
         q = (rotate(q, rope) * self.scale).permute(0, 3, 1, 2, 4)  # [B, heads, H, W, D]
         k = rotate(k, rope).permute(0, 3, 1, 2, 4)
         v1, v2 = v.permute(0, 3, 1, 2, 4).chunk(2, 1)

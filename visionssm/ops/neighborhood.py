@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .dispatch import TensorProblem, requested_backend, resolve
-from .rows import neighbors
+from .export import wants_plain
+from .rows import na_av_by_formula, na_qk_by_formula, neighbors, neighbors_by_formula
 from .transforms import differentiable, in_front
 
 
@@ -41,6 +42,8 @@ def na_qk(q: Tensor, k: Tensor, window: int, dilation: list[int], backend: str |
         BackendUnavailableError: If NATTEN was asked for and cannot be used.
     """
     if not torch.jit.is_scripting():
+        if wants_plain():
+            return na_qk_by_formula(q, k, window, dilation)
         return _na_qk(q, k, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_qk(q, k, window, dilation)
 
@@ -64,6 +67,8 @@ def na_av(attn: Tensor, v: Tensor, window: int, dilation: list[int], backend: st
     """
     attn = attn.to(v.dtype)
     if not torch.jit.is_scripting():
+        if wants_plain():
+            return na_av_by_formula(attn, v, window, dilation)
         return _na_av(attn, v, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_av(attn, v, window, dilation)
 
@@ -81,10 +86,17 @@ def na_bias(table: Tensor, height: int, width: int, dilation: list[int]) -> Tens
         (heads, H, W, K * K).
     """
     window = (table.shape[1] + 1) // 2
-    rows = torch.ops.visionssm.neighbors(height, window, dilation[0], table.detach())[1]
-    columns = torch.ops.visionssm.neighbors(width, window, dilation[1], table.detach())[1]
+    rows = _bias_rows(height, window, dilation[0], table)
+    columns = _bias_rows(width, window, dilation[1], table)
     bias = table.index_select(1, rows.flatten()).index_select(2, columns.flatten())  # [heads, H K, W K]
     return bias.unflatten(1, (height, window)).unflatten(3, (width, window)).transpose(2, 3).flatten(3)
+
+
+def _bias_rows(length: int, window: int, dilation: int, table: Tensor) -> Tensor:
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if wants_plain():
+            return neighbors_by_formula(length, window, dilation, table.device)[1]
+    return torch.ops.visionssm.neighbors(length, window, dilation, table.detach())[1]
 
 
 def _asked(backend: str | None) -> str:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from . import neighborhood, products, selective_scan  # noqa: F401  they define the operators
 from .chunked import forward_at_once
 from .inputs import ScanInputs
-from .rows import neighbors_by_formula
+from .rows import na_av_by_formula, na_qk_by_formula, neighbors_by_formula
 
 _ops = torch.ops.visionssm
 
@@ -58,20 +58,9 @@ def _neighbors(length: int, window: int, dilation: int, like: Tensor) -> Tensor:
     return neighbors_by_formula(length, window, dilation, like.device)
 
 
-def _neighborhood(x: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
-    """What every position sees of (B, heads, H, W, C): (B, heads, H, K, W, K, C)."""
-    batch, heads, height, width, channels = x.shape
-    rows = neighbors_by_formula(height, window, dilation[0], x.device)[0].reshape(-1)
-    columns = neighbors_by_formula(width, window, dilation[1], x.device)[0].reshape(-1)
-    seen = x.index_select(2, rows).index_select(3, columns)
-    return seen.reshape(batch, heads, height, window, width, window, channels)
-
-
 def _na_qk(q: Tensor, k: Tensor, window: int, dilation: Sequence[int], backend: str = '') -> Tensor:
-    logits = (q[:, :, :, None, :, None] * _neighborhood(k, window, dilation)).sum(-1)  # [B, heads, H, K, W, K]
-    return logits.transpose(3, 4).reshape(*q.shape[:4], window * window)
+    return na_qk_by_formula(q, k, window, dilation)
 
 
 def _na_av(attn: Tensor, v: Tensor, window: int, dilation: Sequence[int], backend: str = '') -> Tensor:
-    weights = attn.reshape(*v.shape[:4], window, window).transpose(3, 4)
-    return (weights.unsqueeze(-1) * _neighborhood(v, window, dilation)).sum((3, 5))
+    return na_av_by_formula(attn, v, window, dilation)

@@ -44,6 +44,27 @@ def neighbors_by_formula(length: int, window: int, dilation: int, device: torch.
     return torch.stack([keys, bias])
 
 
+def _seen(x: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
+    """What every position sees of (B, heads, H, W, C): (B, heads, H, K, W, K, C); sizes may be symbolic."""
+    batch, heads, height, width, channels = x.shape
+    rows = neighbors_by_formula(height, window, dilation[0], x.device)[0].reshape(-1)
+    columns = neighbors_by_formula(width, window, dilation[1], x.device)[0].reshape(-1)
+    seen = x.index_select(2, rows).index_select(3, columns)
+    return seen.reshape(batch, heads, height, window, width, window, channels)
+
+
+def na_qk_by_formula(q: Tensor, k: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
+    """`na_qk` by gathering keys, unchecked, for programs in plain operators; sizes may be symbolic."""
+    logits = (q[:, :, :, None, :, None] * _seen(k, window, dilation)).sum(-1)  # [B, heads, H, K, W, K]
+    return logits.transpose(3, 4).reshape(*q.shape[:4], window * window)
+
+
+def na_av_by_formula(attn: Tensor, v: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
+    """`na_av`, likewise."""
+    weights = attn.reshape(*v.shape[:4], window, window).transpose(3, 4)
+    return (weights.unsqueeze(-1) * _seen(v, window, dilation)).sum((3, 5))
+
+
 class _Rows:
     """A stack of R = B * heads * H rows of W positions: which key rows and columns each query sees, in parts."""
 
