@@ -120,13 +120,19 @@ def test_options_of_inference_and_benchmark(loaders):
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
-def test_onnx_export(tmp_path):
+@pytest.mark.parametrize('dynamo', [False, True])
+def test_onnx_export(dynamo, tmp_path):
     """`onnx_export.py --check-forward`, which compares the file with the model itself."""
     torch.manual_seed(0)
-    model = create('test_vmamba', exportable=True)
+    model = create('test_vmamba', exportable=True, depths=(1, 1, 1, 1))
     with redirect_stdout(StringIO()):
         onnx_export(
-            model, str(tmp_path / 'model.onnx'), check_forward=True, batch_size=1, dynamic_size=True,
+            model,
+            str(tmp_path / 'model.onnx'),
+            check_forward=True,
+            batch_size=1,
+            dynamic_size=not dynamo,
             input_size=(3, 64, 64),
-        )  # fmt: skip
+            use_dynamo=dynamo,
+        )
     assert (tmp_path / 'model.onnx').stat().st_size > 1000

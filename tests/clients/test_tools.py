@@ -51,6 +51,7 @@ def test_lora(name, targets):
 STACKED = [
     'test_vmamba', 'test_msvmamba', 'test_groupmamba', 'test_a2mamba', 'test_mambavision', 'test_mobilemamba',
     'test_efficientvmamba',
+    'test_spatialmamba',
 ]  # fmt: skip
 
 

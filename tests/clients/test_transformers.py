@@ -1,5 +1,8 @@
 """Folders that `train`, `demo` and `convert` write, as transformers loads them. Needs the extra `clients`."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -44,6 +47,22 @@ def test_pipeline_and_processor(setting):
     assert [entry['score'] for entry in found] == pytest.approx(expected.tolist(), abs=1e-5)
     if folder.parent.name.startswith('trained'):
         assert {entry['label'] for entry in found} == {'cat', 'dog'}
+
+
+SCRIPT = """
+import sys
+from PIL import Image
+from transformers import pipeline
+print(len(pipeline('image-classification', sys.argv[1])(Image.new('RGB', (96, 96)))), 'classes')
+"""
+
+
+@pytest.mark.parametrize('setting', ['trained'], indirect=True)
+def test_a_program_that_does_not_know_us(setting, tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    command = [sys.executable, '-m', 'visionssm', 'run', str(tmp_path / 'script.py'), str(setting[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == '2 classes', done.stderr[-2000:]
 
 
 def test_backbone(setting):

@@ -16,6 +16,7 @@ PYRAMIDS = [
     'test_vssd',
     'test_vcmamba',
     'test_efficientvmamba',
+    'test_spatialmamba',
     'test_mambaout',
 ]
 DECODERS = [
