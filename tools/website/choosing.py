@@ -107,7 +107,7 @@ def licences() -> str:
             about[what] = about.get(what, 0) + 1
         rows += [
             [f'[{family.title}](cards/{key}.md)', license, str(count), doubt]
-            for (license, doubt), count in about.items()
+            for (license, doubt), count in (about or {('no weights are published', ''): 0}).items()
         ]
     return table(['family', 'licence', 'files', 'why it is unclear'], rows)
 
