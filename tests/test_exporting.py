@@ -91,6 +91,13 @@ def test_program_of_any_size(tmp_path):
     assert [check.shape for check in checks] == [(2, 3, 96, 96), (2, 3, 128, 96)] and file.is_file()
 
 
+def test_plain_program_of_any_size_is_refused(tmp_path):
+    model = timm.create_model('test_vim', depth=1, dynamic_img_size=True)
+    with pytest.raises(ValueError, match='give images one size'):
+        export.export_model(model, tmp_path / 'model.pt2', 'exported-program', (3, 96, 96), dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_program_runs_alone(tmp_path):
     model, file = timm.create_model('test_lbvim').eval(), tmp_path / 'model.pt2'
     export.export_model(model, file, 'exported-program', (3, 96, 96))
