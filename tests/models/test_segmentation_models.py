@@ -17,6 +17,7 @@ PYRAMIDS = [
     'test_vcmamba',
     'test_efficientvmamba',
     'test_spatialmamba',
+    'test_localvmamba',
     'test_mambaout',
 ]
 DECODERS = [
