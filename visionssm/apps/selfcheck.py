@@ -145,7 +145,7 @@ def _check_dtype(backend: str, dtype: torch.dtype, device: torch.device, on_case
         expected, expected_grads = _expected(case, dtype)
         try:
             with use_backend(backend):
-                out, grads = _run(case, dtype, device, selective_scan)
+                out, grads = run_case(case, dtype, device, selective_scan)
         except Exception as error:  # whatever a backend raises is what this check is there to report
             row.failure = f'{case.name}: {type(error).__name__}: {" ".join(str(error).split())[:200]}'
             return row
@@ -160,10 +160,10 @@ def _check_dtype(backend: str, dtype: torch.dtype, device: torch.device, on_case
 
 @lru_cache(maxsize=len(CASES) * len(DTYPES))
 def _expected(case: Case, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    return _run(case, dtype, torch.device('cpu'), selective_scan_ref, torch.float64)
+    return run_case(case, dtype, torch.device('cpu'), selective_scan_ref, torch.float64)
 
 
-def _run(
+def run_case(
     case: Case, dtype: torch.dtype, device: torch.device, scan: Callable[..., Any], work: torch.dtype | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and gradients of `case` with inputs rounded to `dtype` and then given as `work` (None: as they are)."""
