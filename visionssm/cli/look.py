@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .output import check_parent, pairs, say, table
+from .output import check_parent, pairs, positive, say, table
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -40,6 +40,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser('scans', help='scan orders, and a picture of them')
     command.add_argument('--plot', type=Path, metavar='FILE', help='draw every path on a small grid (needs matplotlib)')
     command.set_defaults(run=_scans)
+
+    command = commands.add_parser('viz', help='pictures of what a model does with images, and a page of all of them')
+    command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
+    command.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
+    command.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder for the pictures')
+    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--random', action='store_true', help='a new model without trained weights')
+    command.add_argument('--before', metavar='FILE', help='other weights, whose receptive field is drawn beside')
+    command.add_argument('--layers', type=positive, default=6, metavar='N', help='layers to look into; default: 6')
+    command.add_argument('--class', dest='index', type=int, metavar='N', help='evidence for it; default: most probable')
+    command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
+    command.set_defaults(run=_viz)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -128,4 +140,32 @@ def _scans(args: argparse.Namespace) -> int:
         arguments = ', '.join(f'{key}={value}' for key, value in strategy.args.items())
         rows.append([name, counts, arguments, strategy.meaning])
     table(['scan', 'directions', 'arguments', 'meaning'], rows)
+    return 0
+
+
+def _viz(args: argparse.Namespace) -> int:
+    from visionssm.apps.classify import load_classifier, load_untrained
+    from visionssm.apps.features import image_files
+    from visionssm.apps.viz import visualize
+
+    if args.random and args.checkpoint:
+        raise ValueError('--random and --checkpoint exclude each other')
+    files = image_files(args.images)
+    if args.random:
+        model = load_untrained(args.model, args.img_size)
+    else:
+        model = load_classifier(args.model, args.checkpoint, args.img_size)
+    before = load_classifier(args.model, args.before, args.img_size) if args.before else None
+    report = visualize(
+        model,
+        files,
+        args.output,
+        args.model,
+        before=before,
+        img_size=args.img_size,
+        layers=args.layers,
+        index=args.index,
+        say=say,
+    )
+    print(f'wrote {report}')
     return 0

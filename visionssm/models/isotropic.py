@@ -143,6 +143,14 @@ class Isotropic(ScanningBackbone):
         return maps if intermediates_only else (self.norm(x), maps)
 
     @torch.jit.ignore
+    def token_grid(self, length: int, height: int, width: int) -> Tensor:
+        """Where the patches of a map of this size stand in a sequence of `length` tokens, (height, width)."""
+        tokens = torch.arange(length)
+        if length == height * width:
+            return tokens.unflatten(0, (height, width))
+        return self._spatial(tokens[None, :, None], height, width)[0, ..., 0]
+
+    @torch.jit.ignore
     def resample_pos_embed(self, pos_embed: Tensor, new_size: tuple[int, int], old_size: tuple[int, int]) -> Tensor:
         """Position embeddings for another grid: bicubic, without antialiasing."""
         return resample_grid(pos_embed, new_size, old_size)
