@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchao import quantization
 
+from visionssm.apps.viz import class_evidence
 from visionssm.catalog.macs import count_macs
 from visionssm.layers import join_projections, split_projections
 from visionssm.ops.flops import trace_handles
@@ -167,3 +168,12 @@ def test_flop_counter_mode():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images[:1])
     assert counter.get_total_flops() == 2 * expected
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_plainmamba', 'test_mobilemamba'])
+def test_grad_cam(name):
+    model, images = create(name)
+    maps = [class_evidence(model, images[:1], index) for index in (3, None)]
+    assert all(x.shape == images.shape[-2:] and 0 <= x.min() < x.max() <= 1 for x in maps)
+    with pytest.raises(ValueError, match='no classifier'):
+        class_evidence(timm.create_model(name, num_classes=0), images[:1])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionssm.extras import MissingExtraError, check_extra
+from visionssm.layers.mamba import MambaDirection
 from visionssm.models.isotropic import Isotropic
 from visionssm.ops import selective_scan
 from visionssm.ops.inputs import ScanInputs
@@ -172,8 +174,13 @@ def observe_layers(model: nn.Module, image: Tensor, most: int | None = None) -> 
     layers: dict[tuple, list[ScanView]] = {}
     with _recorded(model) as calls, torch.no_grad():
         features = model.forward_features(image)
-    for name, inputs in calls:
-        tokens = _grid(model, inputs.delta.shape[1], image.shape[-2:], features.shape[1])
+    for name, inputs, walked in calls:
+        length = inputs.delta.shape[1] if walked is None else features.shape[1]
+        tokens = _grid(model, length, image.shape[-2:], features.shape[1])
+        if tokens is not None and walked is not None:  # the sequence is a walk: where each patch comes in it
+            step_of = torch.zeros(int(max(walked.max(), tokens.max())) + 1, dtype=torch.long)
+            step_of[walked.flip(0)] = torch.arange(len(walked)).flip(0)
+            tokens = step_of[tokens]
         if len(inputs.u) == 1 and tokens is not None:
             scan = ScanView(name, inputs, tokens)
             layers.setdefault((re.sub(r'\.(directions|groups)\.\d+.*|\.ssm$', '', name), scan.grid), []).append(scan)
@@ -210,17 +217,25 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[tuple[str, ScanInputs]]]:
-    """The scans of what runs inside, each with the innermost module that was running."""
-    calls: list[tuple[str, ScanInputs]] = []
-    running: list[str] = []
+def _recorded(model: nn.Module) -> Iterator[list[tuple[str, ScanInputs, Tensor | None]]]:
+    """The scans of what runs inside: the innermost module that ran, what the operator got, and the walk.
+
+    The walk is that of tokens that the module itself put in visiting order, else None.
+    """
+    calls: list[tuple[str, ScanInputs, Tensor | None]] = []
+    running: list[tuple[str, Tensor | None]] = [('', None)]
+
+    def start(name: str, module: nn.Module, args: tuple) -> None:
+        own = isinstance(module, MambaDirection) and not args[3]
+        running.append((name, args[2][0].long() if own else None))
+
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            before = module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+            before = module.register_forward_pre_hook(partial(start, name))
             after = module.register_forward_hook(lambda *_: None if running.pop() else None, always_call=True)
             stack.callback(before.remove)
             stack.callback(after.remove)
-        stack.enter_context(_Recorder(lambda inputs: calls.append((running[-1] if running else '', inputs))))
+        stack.enter_context(_Recorder(lambda inputs: calls.append((running[-1][0], inputs, running[-1][1]))))
         yield calls
 
 
