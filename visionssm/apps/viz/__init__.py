@@ -117,11 +117,11 @@ def _one_image(
     path = folder / 'activations.png'
     scaled = [(x - x.min()) / max(x.max() - x.min(), 1e-30) for x in stages]
     titles = [f'{x.shape[0]} × {x.shape[1]}' for x in stages]
-    draw_maps(
-        path,
-        [Row('root mean\nsquare', scaled, titles, (0, 1))],
-        'Activations, each from its least to its largest',
-    )
+    rows = [
+        Row('' if i else 'root mean\nsquare', scaled[i : i + 4], titles[i : i + 4], (0, 1))
+        for i in range(0, len(scaled), 4)
+    ]
+    draw_maps(path, rows, 'Activations in order, each from its least to its largest')
     pictures.append(('activations', path))
     try:
         values = class_evidence(model, image, index)
