@@ -103,7 +103,9 @@ def build_library(platform: Platform, level: str, folder: Path) -> Path:
     pic = () if platform.suffix == '.dll' else ('-fPIC',)
     zig('-target', platform.target, f'-mcpu={LEVELS[level]}', *FLAGS, *pic, '-c', '-o', built, code)
     # linked for any processor of the kind: one C++ library of zig's per platform, compiled once
-    zig('-target', platform.target, '-shared', '-s', '-o', library, built)
+    # a dylib names itself: not after a folder of this machine
+    name = (f'-Wl,-install_name,@rpath/{library.name}',) if platform.suffix == '.dylib' else ()
+    zig('-target', platform.target, '-shared', '-s', *name, '-o', library, built)
     return library
 
 
