@@ -127,7 +127,7 @@ def scan(
         h = total * h + end
         return h, h.clone()
 
-    zero = u.new_zeros(pieces, K, batch, N, channels)
+    zero = torch.zeros_like(dt[0] * B[0])  # OpenVINO rejects computed sizes that it cannot bound
     if isinstance(pieces, int) and pieces == 1:
         y = walk(step, [A], [zero], [dt, x, B, C])[1]
     else:
