@@ -248,7 +248,7 @@ def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
             speed, training = f'{row["images_per_second"]:.1f}', row.get('what') == 'training'
             how = f'{where}, batch {row["batch"]}' if 'batch' in row else where
             yield name, side, '' if training else speed, speed if training else '', how
-    for row in report.get('models', ()):
+    for row in report['models'] if isinstance(report.get('models'), list) else ():
         inference, training = (
             f'{row[what]["images_per_s"]:.0f}' if 'images_per_s' in row[what] else ''
             for what in ('inference', 'training')
