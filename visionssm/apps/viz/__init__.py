@@ -93,11 +93,12 @@ def visualize(
     fields = [('receptive field' if before is None else 'after', receptive_field(model, tensors))]
     if before is not None:
         fields.insert(0, ('before', receptive_field(before, tensors)))
+    count = f'{len(files)} image{"s" if len(files) > 1 else ""}'
     field = output / 'receptive_field.png'
     row = Row('fourth root\nof gradient', [x.numpy() ** 0.25 for _, x in fields], [name for name, _ in fields], (0, 1))
-    draw_maps(field, [row], f'Effective receptive field, {len(files)} image{"s" if len(files) > 1 else ""}')
+    draw_maps(field, [row], f'Effective receptive field, {count}')
     report = output / 'report.html'
-    about = f'{len(files)} images of {config["input_size"][1]} × {config["input_size"][2]} pixels'
+    about = f'{count} of {config["input_size"][1]} × {config["input_size"][2]} pixels'
     write_report(report, title, about, images, [('effective receptive field of the last map', field)])
     return report
 
