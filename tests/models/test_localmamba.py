@@ -119,8 +119,8 @@ def upstream_state(model):
             name = name.replace(f'direction_gate.{ours}', f'attn.{theirs}')
         state[name] = x
     side = torch.arange(14.0)
-    angles = side[:, None] * 10000 ** (-torch.arange(16) / 16)
-    angles = torch.cat([angles[:, None].expand(14, 14, 16), angles[None].expand(14, 14, 16)], 2).repeat_interleave(2, 2)
+    angles = side[:, None] * 10000 ** (-torch.arange(12) / 12)
+    angles = torch.cat([angles[:, None].expand(14, 14, 12), angles[None].expand(14, 14, 12)], 2).repeat_interleave(2, 2)
     return {**state, 'rope.freqs_cos': angles.cos().flatten(0, 1), 'rope.freqs_sin': angles.sin().flatten(0, 1)}
 
 
@@ -145,7 +145,7 @@ def test_names_of_localvmamba():
     model = create('test_localvmamba')
     names = {
         'layers.0.blocks.0.op.multi_scan.attn.global_reduce.bias': 'stages.0.blocks.0.mixer.direction_gate.fc1.bias',
-        'layers.2.blocks.1.op.multi_scan.attn.norm.bias': 'stages.2.blocks.1.mixer.direction_gate.norm.bias',
+        'layers.2.blocks.0.op.multi_scan.attn.norm.bias': 'stages.2.blocks.0.mixer.direction_gate.norm.bias',
         'backbone.layers.0.blocks.0.op.x_proj_weight': 'stages.0.blocks.0.mixer.ssm.x_proj_weight',
         'layers.0.blocks.0.norm.weight': 'stages.0.blocks.0.norm1.weight',
         'layers.0.downsample.reduction.weight': 'stages.1.downsample.reduction.weight',

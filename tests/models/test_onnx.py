@@ -8,6 +8,9 @@ import torch
 
 import visionssm  # noqa: F401  registers the models
 
+# walks of different lengths where a map is odd
+_WINDOWS = {'name': 'list', 'of': ['column', *({'name': 'local', 'window': side, 'pad': 'zero'} for side in (2, 3))]}
+
 
 @pytest.mark.parametrize(
     ('name', 'args', 'sizes'),
@@ -23,7 +26,7 @@ import visionssm  # noqa: F401  registers the models
         ('test_groupmamba', {'depths': (1, 1, 1, 1)}, [(96, 96)]),
         ('test_a2mamba', {'depths': (1, 1, 1, 1)}, [(96, 96), (128, 96)]),
         ('test_localvim', {'depth': 2, 'scan': {'name': 'list', 'of': ['raster', 'column']}}, [(96, 96)]),
-        ('test_localvmamba', {}, [(96, 96)]),
+        ('test_localvmamba', {'scan': _WINDOWS}, [(32, 32), (48, 32)]),
         ('test_mambareg', {'depth': 2}, [(96, 96)]),
         ('test_mambavision', {'depths': (1, 1, 2, 1)}, [(64, 64), (96, 75), (32, 32)]),
     ],

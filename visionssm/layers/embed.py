@@ -55,8 +55,9 @@ def resample_grid(rows: Tensor, new_size: list[int], old_size: list[int]) -> Ten
         (1, H' W', C), dtype of `rows`.
     """
     height, width = new_size
-    if isinstance(height, int) and isinstance(width, int) and height == old_size[0] and width == old_size[1]:
-        return rows
+    if isinstance(height, int) and isinstance(width, int):  # noqa: SIM102  compiled graphs would be tied to one height
+        if height * width == old_size[0] * old_size[1] and height == old_size[0]:
+            return rows
     grid = rows.float().reshape(1, old_size[0], old_size[1], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, [height, width], mode='bicubic')
     return grid.flatten(2).transpose(1, 2).to(rows.dtype)

@@ -162,5 +162,5 @@ def localvim_small_patch16_224(pretrained: bool = False, **kwargs) -> LocalVim:
 @register_model
 def test_localvim(pretrained: bool = False, **kwargs) -> LocalVim:
     """For tests: under 1 M parameters."""
-    args = {'embed_dim': 64, 'depth': 4, 'd_state': 4, 'scan': _TINY[:3] + _TINY[-1:]}
+    args = {'embed_dim': 48, 'depth': 3, 'd_state': 4, 'scan': _TINY[:2] + _TINY[-1:]}
     return _create_localvim('test_localvim', pretrained, args, kwargs)

@@ -221,5 +221,5 @@ def localvmamba_small(pretrained: bool = False, **kwargs) -> LocalVMamba:
 @register_model
 def test_localvmamba(pretrained: bool = False, **kwargs) -> LocalVMamba:
     """For tests: under 1 M parameters."""
-    args = {'depths': (1, 1, 2, 1), 'dims': (16, 32, 64, 128), 'd_state': 4, 'scan': _TINY[:5]}
+    args = {'depths': (1, 1, 1, 1), 'dims': (16, 32, 48, 64), 'd_state': 4, 'scan': _TINY[:4]}
     return _create_localvmamba('test_localvmamba', pretrained, args, kwargs)

@@ -352,10 +352,11 @@ def random(height: int, width: int, directions: int, seed: int = 0) -> np.ndarra
 
 
 def _longest(height: int, width: int, of: tuple[ScanOrder, ...]) -> int:
-    steps = [part.steps(height, width) for part in of]
-    longest = steps[0]
-    for other in steps[1:]:
-        if other is not longest:
+    longest, *others = (part.steps(height, width) for part in of)
+    for other in others:
+        if isinstance(height, torch.Tensor):  # of the tracer
+            longest = torch.maximum(longest, other)
+        else:
             longest = torch.sym_max(longest, other) if isinstance(height, torch.SymInt) else max(longest, other)
     return longest
 

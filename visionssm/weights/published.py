@@ -996,7 +996,7 @@ LOCALVIM = Family(
         'localvim_tiny_patch16_224': Model(7_994_152, 2_134_150_656, '8', '1.5', _UNKNOWN.format('1.26')),
         'localvim_tiny_midcls_patch16_224': Model(7_994_536, 2_144_871_936, '8', '1.5', _UNKNOWN.format('1.27')),
         'localvim_small_patch16_224': Model(27_783_784, 6_299_139_072, '28', '4.8', _UNKNOWN.format('4.55'), top1=81.1),
-        'test_localvim': Model(288_424, 10_680_320, container='state_dict'),
+        'test_localvim': Model(165_916, 5_698_176, container='state_dict'),
     },
     files=(
         _localmamba('localvim_tiny_patch16_224', 'local_vim_tiny', 76.2),
@@ -1011,7 +1011,7 @@ LOCALVMAMBA = Family(
     models={
         'localvmamba_small': Model(49_748_536, 11_210_956_800, '50', '11.4', _NORMS),
         'localvmamba_tiny': Model(25_527_160, 5_625_237_504, '26', '5.7', _NORMS, top1=82.7),
-        'test_localvmamba': Model(424_676, 15_664_128, container='state_dict'),
+        'test_localvmamba': Model(171_712, 11_483_520, container='state_dict'),
     },
     files=(_localmamba('localvmamba_small', 'local_vssm_small', 83.7),),
 )
