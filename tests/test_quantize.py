@@ -11,10 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from visionssm import cli
 from visionssm.apps import quantize
+from visionssm.apps.validate import Options, validate
 from visionssm.extras import MissingExtraError
 from visionssm.weights import quantized
 from visionssm.weights.checkpoint import load_checkpoint
+from visionssm.weights.published import FAMILIES
 
+SMALL = [
+    name for family in FAMILIES.values() if not family.borrowed for name in family.models if name.startswith('test_')
+]
 IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -76,6 +81,21 @@ def test_calibrated_folder(name, method, most, calibration, tmp_path, capsys):
     for scan in scans:
         static, per_token = scan.in_proj.weight.act_quant_scale, scan.out_proj.weight
         assert static.numel() == 1 and per_token.act_quant_scale is None and per_token.act_quant_kwargs is not None
+
+
+def test_quantised_models_are_scored(calibration, tmp_path):
+    quantize.quantize('test_lbvim', 'int8-weight', tmp_path / 'out', random=True)
+    (tmp_path / 'map.json').write_text('{"class": 3}')
+    options = Options(str(calibration), f'local-dir:{tmp_path}/out', class_map=f'{tmp_path}/map.json', workers=0)
+    done = validate(options, tmp_path / 'scores')
+    assert done['images'] == 3
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_every_family_runs_in_inference_mode(name):
+    model = quantize.quantize_model(make(name), 'int8-dynamic').model
+    with torch.inference_mode():
+        assert model(IMAGES).isfinite().all()
 
 
 def test_static_ranges_are_percentiles():
@@ -187,11 +207,11 @@ def test_quantised_twice():
 
 
 def test_torchao_is_missing_or_old(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(quantized, 'version', lambda name: '0.16.1')
+    monkeypatch.setattr(quantized, 'version', lambda name: '0.17.0')
     command = ['quantize', 'test_vim', '--random', '--method', 'int8-weight', '--output', str(tmp_path / 'out')]
     assert cli.main(command) == 2
     said = capsys.readouterr().err
-    assert 'needs torchao 0.17 or later, here is 0.16.1' in said and said.count('\n') == 1
+    assert 'needs torchao 0.18 or later, here is 0.17.0' in said and said.count('\n') == 1
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(MissingExtraError, match='quantisation needs torchao: pip install'):
         quantized.check_torchao()

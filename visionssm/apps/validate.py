@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from visionssm.files import read_object, read_small, write_whole
 from visionssm.version import __version__
+from visionssm.weights.quantized import flatten
 
 from .classify import data_config, load_classifier
 
@@ -371,7 +372,7 @@ def _tagged(name: str, model: nn.Module) -> str:
 
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, x in model.state_dict().items():
+    for name, x in flatten(model.state_dict())[0].items():
         digest.update(name.encode() + x.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

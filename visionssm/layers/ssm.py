@@ -18,7 +18,8 @@ torch.fx.wrap('scan_tokens')
 @register_notrace_function
 def at_least_fp32(x: Tensor) -> Tensor:
     """`x` in fp32, or as it is if it is fp64."""
-    return x if x.dtype == torch.float64 else x.float()
+    # quantised weights are fp32 to torch, and in inference mode can't be asked for it
+    return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
 
 
 @torch.fx.wrap

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visionssm.extras import MissingExtraError, check_extra
 
-LEAST_TORCHAO = (0, 17)  # static activations with a zero point, scales of inputs
+LEAST_TORCHAO = (0, 18)  # earlier ones lack static ranges of inputs, or their own files of them
 _TENSORS = 'tensor_names'  # torchao's key for the list of quantised tensors
 _PACKED = 'visionssm.int4'  # ours, for the list of those whose values lie two to a byte
 _TYPES = {'torch.dtype', 'QuantizeTensorToInt8Kwargs', 'PerRow', 'PerTensor', 'MappingType'}
@@ -57,9 +57,11 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     Args:
         state_dict: Of a model; quantised weights are torchao's `Int8Tensor`.
     """
+    tensors = {name: x.detach().contiguous() for name, x in state_dict.items() if not is_quantized(x)}
+    if len(tensors) == len(state_dict):
+        return tensors, {'format': 'pt'}
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    tensors = {name: x.detach().contiguous() for name, x in state_dict.items() if not is_quantized(x)}
     parts, metadata = flatten_tensor_state_dict({name: x for name, x in state_dict.items() if is_quantized(x)})
     packed = []
     for name, x in parts.items():
