@@ -62,7 +62,7 @@ def test_maps_of_a_scan():
     [
         ('test_vim', 4, (6, 6), 2),
         ('test_mambareg', 4, (6, 6), 2),
-        ('test_localvim', 4, (6, 6), 4),
+        ('test_localvim', 3, (6, 6), 4),
         ('test_vmamba', 5, (24, 24), 4),
         ('test_groupmamba', 5, (24, 24), 4),
         ('test_efficientvmamba', 2, (24, 24), 4),

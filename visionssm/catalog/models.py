@@ -72,8 +72,14 @@ def sketch(name: str, **kwargs: Any) -> nn.Module:
 
 
 def takes_argument(model: nn.Module, argument: str) -> bool:
-    """Whether the constructor of `model` has this argument."""
-    return argument in inspect.signature(type(model).__init__).parameters
+    """Whether the constructor of `model` has this argument, itself or in a base that it passes others on to."""
+    for cls in type(model).__mro__:
+        parameters = inspect.signature(cls.__init__).parameters
+        if argument in parameters:
+            return True
+        if not any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
+            return False
+    return False
 
 
 def tag_record(config: PretrainedCfg) -> Published:
