@@ -38,7 +38,6 @@ from visionssm.layers import (
     FastLinears,
     Linear,
     ScanSpec,
-    SelectiveSSM,
     StateScan,
     Stem,
     at_least_fp32,
@@ -608,8 +607,7 @@ class A2Mamba(Pyramid):
         Upstream decays all but those: `A_log`, the step projection, layer scales and bias tables are decayed. The skip
         `D` and the step bias are flat there and (K, D) here, so they are named.
         """
-        scans = [name for name, m in self.named_modules() if isinstance(m, SelectiveSSM)]
-        return {f'{name}.{leaf}' for name in scans for leaf in ('D', 'dt_proj_bias')}
+        return self.scan_parameters('D', 'dt_proj_bias')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'A2Mamba') -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
-from visionssm.layers import SS2D, ChannelGate, ConvNorm, FastLinears, Linear, NormedGate, ScanSpec, SelectiveSSM
+from visionssm.layers import SS2D, ChannelGate, ConvNorm, FastLinears, Linear, NormedGate, ScanSpec
 from visionssm.scans import get_scan
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -155,7 +155,7 @@ class EfficientVMamba(Pyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The skips `D`: flat and so exempt upstream, (K, D) here, as in VMamba."""
-        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+        return self.scan_parameters('D')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'EfficientVMamba') -> dict[str, Tensor]:

@@ -29,7 +29,6 @@ from visionssm.layers import (
     Linear,
     Mlp,
     ScanSpec,
-    SelectiveSSM,
     Stem,
     channels_last,
     check_image_size,
@@ -285,7 +284,7 @@ class GroupMamba(DistilledPyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The skips `D`: flat and so exempt upstream, (1, D) here. Upstream decays `A_log` and `dt_proj_bias`."""
-        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+        return self.scan_parameters('D')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'GroupMamba') -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from timm.models import register_model
 from torch import Tensor, nn
 
-from visionssm.layers import SS2D, LayerScans, SelectiveSSM
+from visionssm.layers import SS2D, LayerScans
 from visionssm.scans import get_layer_scans, layer_scans_to_json
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -121,7 +121,7 @@ class LocalVMamba(Pyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The skips `D`: flat and so exempt upstream, (K, D) here, as in VMamba."""
-        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+        return self.scan_parameters('D')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'LocalVMamba') -> dict[str, Tensor]:

@@ -403,8 +403,7 @@ class MambaVision(Pyramid):
 
         The skip `D` and the step bias are flat there and (K, D) here, so they are named; `A_log` is decayed.
         """
-        scans = [name for name, m in self.named_modules() if isinstance(m, SelectiveSSM)]
-        return {f'{name}.{leaf}' for name in scans for leaf in ('D', 'dt_proj_bias')}
+        return self.scan_parameters('D', 'dt_proj_bias')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'MambaVision') -> dict[str, Tensor]:

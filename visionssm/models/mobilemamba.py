@@ -361,7 +361,7 @@ class MobileMamba(DistilledPyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The skips `D`: flat and so exempt upstream, (K, D) here. Upstream decays all else that is not 1-D."""
-        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+        return self.scan_parameters('D')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'MobileMamba') -> dict[str, Tensor]:

@@ -308,7 +308,7 @@ class MSVMamba(Pyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The skips `D`: flat and so exempt upstream, (2, D) here. Upstream decays `A_log` and `dt_proj_bias`."""
-        return {f'{name}.D' for name, module in self.named_modules() if isinstance(module, SelectiveSSM)}
+        return self.scan_parameters('D')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'MSVMamba') -> dict[str, Tensor]:

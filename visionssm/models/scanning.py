@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from visionssm.layers import LayerScans, change_scan, whole_side
+from visionssm.layers import LayerScans, SelectiveSSM, change_scan, whole_side
 from visionssm.scans import get_scan, layer_scans_to_json
 
 from .builder import record_args
@@ -45,6 +45,12 @@ class ScanningBackbone(nn.Module):
             directions = get_scan(scan, directions).directions
         self.scan = layer_scans_to_json(change_scan(self, scan, directions, self.layered_scans))
         record_args(self, scan=self.scan)
+
+    @torch.jit.ignore
+    def scan_parameters(self, *leaves: str) -> set[str]:
+        """The full names of these parameters of every `SelectiveSSM`."""
+        scans = [name for name, module in self.named_modules() if isinstance(module, SelectiveSSM)]
+        return {f'{name}.{leaf}' for name in scans for leaf in leaves}
 
     @torch.jit.ignore
     def whole_side(self, side: int) -> int:

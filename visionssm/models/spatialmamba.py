@@ -29,7 +29,6 @@ from visionssm.layers import (
     Linear,
     PositionedBlock,
     ScanSpec,
-    SelectiveSSM,
     StateScan,
 )
 from visionssm.scans import ScanOrder, get_scan
@@ -207,8 +206,7 @@ class SpatialMamba(Pyramid):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Skips and biases of the steps: flat and so exempt upstream, (K, D) here."""
-        scans = [name for name, module in self.named_modules() if isinstance(module, SelectiveSSM)]
-        return {f'{name}.{leaf}' for name in scans for leaf in ('D', 'dt_proj_bias')}
+        return self.scan_parameters('D', 'dt_proj_bias')
 
     @staticmethod
     def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: 'SpatialMamba') -> dict[str, Tensor]:
