@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .output import check_parent, pairs, positive, say, table
+from .use import asked_model
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -144,17 +145,12 @@ def _scans(args: argparse.Namespace) -> int:
 
 
 def _viz(args: argparse.Namespace) -> int:
-    from visionssm.apps.classify import load_classifier, load_untrained
+    from visionssm.apps.classify import load_classifier
     from visionssm.apps.features import image_files
     from visionssm.apps.viz import visualize
 
-    if args.random and args.checkpoint:
-        raise ValueError('--random and --checkpoint exclude each other')
     files = image_files(args.images)
-    if args.random:
-        model = load_untrained(args.model, args.img_size)
-    else:
-        model = load_classifier(args.model, args.checkpoint, args.img_size)
+    model = asked_model(args)
     before = load_classifier(args.model, args.before, args.img_size) if args.before else None
     report = visualize(
         model,

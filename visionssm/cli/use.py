@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .output import check_parent, positive
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _METHODS = 'int8-weight, int8-dynamic, mambaquant-w8a8, mambaquant-w4a8'
 
@@ -103,17 +107,23 @@ def _features(args: argparse.Namespace) -> int:
     return 0
 
 
+def asked_model(args: argparse.Namespace, dynamic_size: bool = False) -> nn.Module:
+    """The model of a command with `--checkpoint`, `--random` and `--img-size`."""
+    from visionssm.apps.classify import load_classifier, load_untrained
+
+    if not args.random:
+        return load_classifier(args.model, args.checkpoint, args.img_size, dynamic_size)
+    if args.checkpoint is not None:
+        raise ValueError('--random and --checkpoint exclude each other')
+    return load_untrained(args.model, args.img_size, dynamic_size)
+
+
 def _export(args: argparse.Namespace) -> int:
     from visionssm.apps import export
-    from visionssm.apps.classify import data_config, load_classifier, load_untrained
+    from visionssm.apps.classify import data_config
 
     export.check_request(args.format, args.output, args.opset, args.operators)
-    if args.random:
-        if args.checkpoint is not None:
-            raise ValueError('--random and --checkpoint exclude each other')
-        model = load_untrained(args.model, args.img_size, args.dynamic_size)
-    else:
-        model = load_classifier(args.model, args.checkpoint, args.img_size, args.dynamic_size)
+    model = asked_model(args, args.dynamic_size)
     checks = export.export_model(
         model,
         args.output,

@@ -112,7 +112,7 @@ def _one_image(
     index: int | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    pictures = []
+    pictures, layers = [], []
     stages = [x.numpy() for x in activations(model, image)]
     stages = [stages[i] for i in np.linspace(0, len(stages) - 1, min(len(stages), 8)).round().astype(int)]
     path = folder / 'activations.png'
@@ -141,9 +141,11 @@ def _one_image(
             draw_walks(path, photo, small[0].walks(), small[0].grid, f'Path of {small[0].name}')
             pictures.append(('scan path', path))
         for view in views:
-            names = [f'direction {k}' for k in range(len(view.walks()))]
+            maps = {what: view.maps(what) for what in ('steps', 'decays', 'outputs')}
+            layers.append(layer_data(view, maps))
+            names = [f'direction {k}' for k in range(len(maps['steps']))]
             rows = [
-                Row(label, list(view.maps(what).numpy()), names, limits)
+                Row(label, list(maps[what].numpy()), names, limits)
                 for what, label, limits in (
                     ('steps', 'step Δ', None),
                     ('decays', 'kept,\nexp(ΔA)', (0, 1)),
@@ -151,7 +153,7 @@ def _one_image(
                 )
             ]
             draw_maps(folder / f'scan_{view.name}.png', rows, view.name)
-    return {'photo': photo, 'layers': [layer_data(view) for view in views], 'pictures': pictures}
+    return {'photo': photo, 'layers': layers, 'pictures': pictures}
 
 
 def _photo(image: Tensor, config: dict[str, Any]) -> np.ndarray:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -91,26 +91,34 @@ class ScanView:
         at = int(self.tokens.flatten()[token])
         read = torch.zeros(self.directions, self.inputs.delta.shape[1])
         for k in range(self.directions):
-            order, params = self._orders(k)
+            order, _ = self._orders(k)
             for t in (order == at).nonzero().flatten().tolist():
-                read[k].index_add_(0, order, self._weights(k, t, params))
+                read[k].index_add_(0, order, self._weights(k, t))
         return self._on_grid(read)
 
-    def _weights(self, k: int, t: int, params: Tensor) -> Tensor:
-        channels = self.inputs.u.shape[-1]
-        some = torch.arange(0, channels, -(-channels // _CHANNELS))
-        dt, A = self._dt(k, params)[:, some], self.inputs.A[k, some].float()
-        B, C = (x[0, params, k].float() for x in (self.inputs.B, self.inputs.C))
-        total = dt.cumsum(0)
+    def _weights(self, k: int, t: int) -> Tensor:
+        dt, total, A, B, C = self._walked[k]
         passed = (total[t] - total[: t + 1]).unsqueeze(-1)  # [t + 1, channels, 1]
         weights = torch.einsum('sdn,sn,n,sd->sd', torch.exp(passed * A), B[: t + 1], C[t], dt[: t + 1])
         window = self.inputs.local_window
         if window:
-            end = min((t // window + 1) * window, len(params))
+            end = min((t // window + 1) * window, len(dt))
             ahead = (total[t:end] - dt[t:end] - total[t] + dt[t]).unsqueeze(-1)[1:]
             behind = torch.einsum('sdn,sn,n,sd->sd', torch.exp(ahead * A), B[t + 1 : end], C[t], dt[t + 1 : end])
             weights = torch.cat((weights, behind))
-        return F.pad(weights.abs().mean(-1), (0, len(params) - len(weights)))
+        return F.pad(weights.abs().mean(-1), (0, len(dt) - len(weights)))
+
+    @cached_property
+    def _walked(self) -> list[tuple[Tensor, ...]]:
+        """Per direction, in visiting order and for some channels: dt, its sum so far, A, B and C."""
+        channels, found = self.inputs.u.shape[-1], []
+        some = torch.arange(0, channels, -(-channels // _CHANNELS))
+        for k in range(self.directions):
+            _, params = self._orders(k)
+            dt = self._dt(k, params)[:, some]
+            B, C = (x[0, params, k].float() for x in (self.inputs.B, self.inputs.C))
+            found.append((dt, dt.cumsum(0), self.inputs.A[k, some].float(), B, C))
+        return found
 
     def _orders(self, k: int) -> tuple[Tensor, Tensor]:
         inputs = self.inputs

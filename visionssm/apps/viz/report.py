@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ _TITLES = {
 }
 
 
-def layer_data(layer: LayerView) -> dict[str, Any]:
-    """What the page shows of a layer: maps per direction, and what every patch of a coarse grid reads."""
+def layer_data(layer: LayerView, maps: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the page shows of a layer: its `maps` by name, and what every patch of a coarse grid reads."""
     height, width = layer.grid
     share = max(1.0, max(height, width) / _CELLS)
     rows, columns = round(height / share), round(width / share)
@@ -39,14 +39,14 @@ def layer_data(layer: LayerView) -> dict[str, Any]:
             read = layer.maps('attention', middle).sum(0)
             read = F.adaptive_avg_pool2d(read[None], (rows, columns))[0]
             reads.append((255 * read / read.max().clamp(min=1e-30)).round().to(torch.uint8))
-    maps = []
+    drawn = []
     for what, title in _TITLES.items():
-        values = layer.maps(what)
+        values = maps[what]
         low, high = (0.0, 1.0) if what == 'decays' else (values.min().item(), values.max().item())
         text = title if what == 'decays' else f'{title}: {low:.3g} dark, {high:.3g} bright'
-        maps.append((text, [_png(_coloured(x, low, high)) for x in values]))
+        drawn.append((text, [_png(_coloured(x, low, high)) for x in values]))
     attention = base64.b64encode(torch.stack(reads).numpy().tobytes()).decode()
-    return {'name': layer.name, 'grid': (rows, columns), 'attention': attention, 'maps': maps}
+    return {'name': layer.name, 'grid': (rows, columns), 'attention': attention, 'maps': drawn}
 
 
 def write_report(
