@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools'))
 
 from visionssm.weights.published import FAMILIES  # noqa: E402
-from website import choosing, errors, reference, walks  # noqa: E402
+from website import choosing, errors, reference, speed, walks  # noqa: E402
 
 PARTS = {
     'accuracy plots': choosing.plots,
@@ -24,6 +24,7 @@ PARTS = {
     'licences': choosing.licences,
     'model table': choosing.table_of_models,
     'recipe keys': reference.recipe_keys,
+    'resolution': speed.resolution_table,
     'scan orders': reference.scan_orders,
 }
 # pages that stand elsewhere
