@@ -220,6 +220,8 @@ class _Walk(torch.autograd.Function):
         """As ONNX has it: what is fixed is a state that stays."""
         body = torch._C.Graph()
         values = [_Value(body, body.addInput()) for _ in tensors]
+        for value, tensor in zip(values, tensors, strict=True):
+            value.name.setType(torch._C.TensorType.get().with_dtype(tensor.type().dtype()))
         out = [_Value(body, value.name).clone() for value in values[:fixed]] + list(step(*values))
         for value in out:
             body.registerOutput(value.name)
