@@ -1,5 +1,7 @@
 """Rewritten models: the same outputs from smaller extremes."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from visionssm.apps import rewrites
 from visionssm.apps.rotations import karhunen_loeve, spreading
+from visionssm.layers import join_projections, split_projections
 
 pytestmark = pytest.mark.usefixtures('no_gradients')
 ROTATED = [
@@ -89,6 +92,17 @@ def test_smoothed_alone(name, kwargs, reason):
     assert (model(batches[1]) - expected).abs().max() < 1e-5 * expected.std()
     after = rewrites.peaks(model, batches)
     assert sum(after.values()) < sum(before.values())
+
+
+def test_stacked_steps():
+    model, batches = outlying('test_vmamba')
+    assert any('left as it is: the steps' in note for note in rewrites.rewrite(copy.deepcopy(model), batches))
+    expected = model(batches[1])
+    split_projections(model)
+    assert 'rewritten: the steps of 20 scans centred and rotated' in rewrites.rewrite(model, batches)
+    assert (model(batches[1]) - expected).abs().max() < 1e-5 * expected.std()
+    with pytest.raises(ValueError, match='x_proj has a bias'):
+        join_projections(model)
 
 
 def test_nothing_applies():

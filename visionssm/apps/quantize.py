@@ -20,7 +20,8 @@ from visionssm.catalog.models import is_ours, takes_argument
 from visionssm.extras import check_extra
 from visionssm.files import check_replaceable, read_object, replaced_folder
 from visionssm.hub.folder import write_model
-from visionssm.weights.quantized import check_torchao, flatten, is_quantized
+from visionssm.layers import split_projections
+from visionssm.weights.quantized import LEAST_ROW, check_torchao, flatten, is_quantized, round_rows
 
 from .classify import data_config, load_classifier, load_untrained, read_image
 from .features import image_files
@@ -125,7 +126,9 @@ def calibration_batches(
 def quantize_model(model: nn.Module, method: str, batches: Sequence[Tensor] = ()) -> Quantized:
     """Quantise the linear layers of a model.
 
-    What stays in floating point is rounded to half precision where it has two axes or more, and computed in fp32.
+    Projections that a scan stacks for all directions become linear layers first. What stays in floating point is
+    computed in fp32, but rounded: weights of convolutions to 8 bits, a scale per output channel; other parameters, and
+    buffers of two axes or more, to half precision.
 
     Args:
         model: Of this package, in fp32 on the CPU; it is changed.
@@ -150,17 +153,28 @@ def quantize_model(model: nn.Module, method: str, batches: Sequence[Tensor] = ()
     if any(is_quantized(x) for x in model.parameters()):
         raise ValueError(f'{name} is quantised already')
     model = model.eval().requires_grad_(False)
+    split_projections(model)
     with torch.no_grad():
         prepared = METHODS[method].quantize(model, batches)
-    for x in (*model.parameters(), *model.buffers()):
-        if not is_quantized(x) and x.dtype == torch.float32 and x.ndim > 1:
-            half = x.half().float()
-            if (half - x).abs().max() <= _ROUNDING * x.abs().max():
-                x.copy_(half)
+        _round_rest(model)
     quantized = [x.numel() for x in model.parameters() if is_quantized(x)]
     if not quantized:
         raise ValueError(f'{name} has no linear layers to quantise')
     return Quantized(model, len(quantized), sum(quantized) / sum(x.numel() for x in model.parameters()), prepared)
+
+
+def _round_rest(model: nn.Module) -> None:
+    """Round what is not quantised to what a file holds in fewer bytes."""
+    kernels = {m.weight for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)}
+    for x in (*model.parameters(), *(x for x in model.buffers() if x.ndim > 1)):
+        if is_quantized(x) or x.dtype != torch.float32:
+            continue
+        if x in kernels and x[0].numel() >= LEAST_ROW:
+            x.copy_(round_rows(x))
+            continue
+        half = x.half().float()
+        if (half - x).abs().max() <= _ROUNDING * x.abs().max():
+            x.copy_(half)
 
 
 def quantize(
@@ -237,12 +251,11 @@ def write_quantized(done: Quantized, folder: Path, model_args: dict[str, Any], a
     config = model.pretrained_cfg
     labels = {key: config[key] for key in ('label_names', 'label_descriptions') if config.get(key)}
     weights, metadata = flatten(model.state_dict())
-    stored = {name: x.half() if x.ndim > 1 and _is_half(x) else x for name, x in weights.items()}
     with replaced_folder(folder) as new:
         plain = timm.create_model(config['architecture'], num_classes=model.num_classes, **model_args)
         plain.pretrained_cfg.update(config)
         write_model(plain, new, {**labels, 'quantization': about}, model_args)
-        save_file(stored, new / 'model.safetensors', metadata)
+        save_file(weights, new / 'model.safetensors', metadata)
         loaded = timm.create_model(f'local-dir:{new}', pretrained=True).eval()
         found = flatten(loaded.state_dict())[0]
         if found.keys() != weights.keys() or not all(torch.equal(x, found[name]) for name, x in weights.items()):
@@ -271,10 +284,6 @@ def draw_peaks(peaks: Sequence[Peak], file: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(file)
-
-
-def _is_half(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and torch.equal(x.half().float(), x)
 
 
 def is_quantizable(module: nn.Module, name: str = '') -> bool:

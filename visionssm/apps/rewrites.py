@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionssm.layers import SelectiveSSM, StepProjection
 from visionssm.models.isotropic import Isotropic
 
 from .rotations import karhunen_loeve
@@ -246,20 +247,39 @@ def _smooth(model: nn.Module, batches: Sequence[Tensor]) -> str:
 
 
 def _rotate_steps(model: nn.Module, batches: Sequence[Tensor]) -> str:
-    scans = [m for m in model.modules() if isinstance(getattr(m, 'dt_proj', None), nn.Linear)]
-    if not scans:
-        return f'{_LEFT} the steps: their projections are parameters of all directions at once'
-    moments = {scan.dt_proj: Moments() for scan in scans}
+    steps = list(_steps(model))
+    if not steps:
+        return f'{_LEFT} the steps: no linear layer of their own makes them'
+    moments = {step.dt_proj: Moments() for step in steps}
     with watch_inputs(moments, lambda layer, x: moments[layer].add(x)):
         _run(model, batches)
-    for scan in scans:
-        seen, rank = moments[scan.dt_proj], scan.dt_rank
+    for x_proj, dt_proj, bias, bias_count in steps:
+        seen, rank = moments[dt_proj], dt_proj.in_features
         rotation = karhunen_loeve(seen.covariance)
-        shift = torch.zeros(scan.x_proj.out_features, dtype=torch.float64)
+        shift = torch.zeros(x_proj.out_features, dtype=torch.float64)
         shift[:rank] = -seen.mean @ rotation
-        scan.x_proj.weight[:rank] = (rotation.T @ scan.x_proj.weight[:rank].double()).float()
-        _add_bias(scan.x_proj, shift)
-        weight = scan.dt_proj.weight.double()
-        scan.dt_proj.bias.add_(weight @ seen.mean / scan.dt_proj.bias_count)
-        scan.dt_proj.weight.copy_(weight @ rotation)
-    return f'{_DONE} the steps of {len(scans)} scans centred and rotated'
+        x_proj.weight[:rank] = (rotation.T @ x_proj.weight[:rank].double()).float()
+        _add_bias(x_proj, shift)
+        weight = dt_proj.weight.double()
+        bias.add_(weight @ seen.mean / bias_count)
+        dt_proj.weight.copy_(weight @ rotation)
+    return f'{_DONE} the steps of {len(steps)} scans centred and rotated'
+
+
+class _Step(NamedTuple):
+    """What makes the steps of one direction: softplus(dt_proj(the first outputs of x_proj) + bias_count * bias)."""
+
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    bias: Tensor
+    bias_count: int
+
+
+def _steps(model: nn.Module) -> Iterator[_Step]:
+    for m in model.modules():
+        if isinstance(m, SelectiveSSM):
+            if m.mixer == 'mamba1' and m.directions is not None:
+                for direction, bias in zip(m.directions, m.dt_proj_bias, strict=True):
+                    yield _Step(direction.x_proj, direction.dt_proj, bias, m.bias_count)
+        elif isinstance(getattr(m, 'dt_proj', None), StepProjection):
+            yield _Step(m.x_proj, m.dt_proj, m.dt_proj.bias, m.dt_proj.bias_count)

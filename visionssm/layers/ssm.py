@@ -229,13 +229,16 @@ class SelectiveSSM(nn.Module):
         """Undo `split_projections`.
 
         Raises:
-            ValueError: If an adapter or quantiser has put something else in the place of a layer or of its weight.
+            ValueError: If an adapter or quantiser has put something else in the place of a layer or of its weight, or
+                given a layer a bias.
         """
         if self.directions is None:
             return
         stacked = {}
         for name in ('x_proj', 'dt_proj') if self.mixer == 'mamba1' else ('x_proj',):
             layers = [getattr(direction, name) for direction in self.directions]
+            if any(layer.bias is not None for layer in layers):
+                raise ValueError(f'{name} has a bias, for which the joined parameters have no place')
             held = {type(layer) for layer in layers} | {type(layer.weight) for layer in layers}
             if other := held - {Linear, nn.Parameter}:
                 raise ValueError(

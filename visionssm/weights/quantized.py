@@ -16,10 +16,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from visionssm.extras import MissingExtraError, check_extra
+from visionssm.layers import SelectiveSSM
 
 LEAST_TORCHAO = (0, 18)  # earlier ones lack static ranges of inputs, or their own files of them
 _TENSORS = 'tensor_names'  # torchao's key for the list of quantised tensors
 _PACKED = 'visionssm.int4'  # ours, for the list of those whose values lie two to a byte
+_ROWS = 'visionssm.int8'  # ours, for the list of what is floating point to a model, but lies there in 8 bits
+_ROW_SCALE = '_scale'  # after the name of one of these
+LEAST_ROW = 8  # values that share a scale, from which on they take fewer bytes than in half precision
 _TYPES = {'torch.dtype', 'QuantizeTensorToInt8Kwargs', 'PerRow', 'PerTensor', 'MappingType'}
 _PARTS = {'qdata', 'scale', 'zero_point', 'act_quant_scale', 'act_quant_zero_point', 'act_pre_scale'}
 
@@ -51,8 +55,35 @@ def is_quantized(x: Any) -> bool:
     return isinstance(x, Tensor) and type(x).__module__.partition('.')[0] == 'torchao'
 
 
+def row_scales(x: Tensor) -> Tensor:
+    """For every index of the first axis, (n,), the scale by which its largest value becomes 127, or a little less.
+
+    They have 11 bits, so that products with integers are exact in fp32, and what was rounded has the same scales.
+    """
+    mantissa, exponent = (x.flatten(1).abs().amax(1) / 127).frexp()
+    scale = torch.ldexp((mantissa * 2048).ceil() / 2048, exponent)
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _row_integers(x: Tensor, scale: Tensor) -> Tensor:
+    return (x.flatten(1) / scale[:, None]).round().to(torch.int8).view_as(x)
+
+
+def _from_rows(integers: Tensor, scale: Tensor) -> Tensor:
+    return (integers.flatten(1) * scale[:, None]).view_as(integers)
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """What 8 bits hold of a tensor with one scale for every index of its first axis; `flatten` finds them again."""
+    scale = row_scales(x)
+    return _from_rows(_row_integers(x, scale), scale)
+
+
 def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A state dict as the tensors and the metadata of a safetensors file; 4-bit weights lie two to a byte.
+    """A state dict as the tensors and the metadata of a safetensors file.
+
+    Next to quantised weights, everything lies in the fewest bytes that lose nothing: 4-bit weights two to a byte, other
+    tensors in 8 bits or half precision if that holds them exactly.
 
     Args:
         state_dict: Of a model; quantised weights are torchao's `Int8Tensor`.
@@ -68,7 +99,17 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         if name.endswith('_qdata') and x.shape[1] % 2 == 0 and x.min() >= -8 and x.max() <= 7:
             parts[name] = ((x[:, ::2] & 15) | (x[:, 1::2] << 4)).contiguous()
             packed.append(name)
-    return {**tensors, **parts}, {**metadata, 'format': 'pt', _PACKED: json.dumps(packed)}
+    rows = []
+    for name, x in list(tensors.items()):
+        if x.dtype != torch.float32:
+            continue
+        if x.ndim > 1 and x[0].numel() >= LEAST_ROW and torch.equal(round_rows(x), x):
+            scale = row_scales(x)
+            tensors[name], tensors[name + _ROW_SCALE] = _row_integers(x, scale), scale
+            rows.append(name)
+        elif torch.equal(x.half().float(), x):
+            tensors[name] = x.half()
+    return {**tensors, **parts}, {**metadata, 'format': 'pt', _PACKED: json.dumps(packed), _ROWS: json.dumps(rows)}
 
 
 def read_metadata(path: Any) -> dict[str, str]:
@@ -90,6 +131,11 @@ def unflatten(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dic
 
     names, packed = _names(metadata, _TENSORS), set(_names(metadata, _PACKED))
     kept, parts = dict(tensors), {}
+    for name in _names(metadata, _ROWS):
+        x, scale = kept.get(name), kept.pop(name + _ROW_SCALE, None)
+        if x is None or scale is None or x.dtype != torch.int8 or x.ndim < 2 or scale.shape != x.shape[:1]:
+            raise ValueError(f'{name} is not in 8 bits with a scale per row')
+        kept[name] = _from_rows(x, scale)
     for name in names:
         prefix = '._'.join(name.rsplit('.', 1)) + '_'
         described = _described(name, metadata)
@@ -114,7 +160,7 @@ def unflatten(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dic
 
 def _names(metadata: Mapping[str, str], key: str) -> list[str]:
     names = _json(key, metadata.get(key, '[]'))
-    if not (isinstance(names, list) and all(isinstance(name, str) and '.' in name for name in names)):
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f'{key} of the file is not a list of names')
     return names
 
@@ -181,6 +227,8 @@ def _check_input(name: str, kwargs: Any) -> None:
 def install(model: nn.Module, state_dict: Mapping[str, Tensor], skipped: Iterable[str] = ()) -> None:
     """Give a new model the quantised weights of a state dict, and the biases that come with them; others stay.
 
+    Projections that a scan stacks become linear layers if the state dict has them so.
+
     Args:
         model: Whose linear layers they are for.
         state_dict: Under the model's names.
@@ -189,6 +237,9 @@ def install(model: nn.Module, state_dict: Mapping[str, Tensor], skipped: Iterabl
     Raises:
         ValueError: If a quantised weight is not that of a linear layer of the same shape.
     """
+    for name, scan in list(model.named_modules()):
+        if isinstance(scan, SelectiveSSM) and any(key.startswith(f'{name}.directions.') for key in state_dict):
+            scan.split_projections()
     modules = dict(model.named_modules())
     for name, x in state_dict.items():
         if not is_quantized(x) or name.startswith(tuple(skipped)):
