@@ -414,14 +414,16 @@ struct View {
   INLINE_MEMBER vf z(int64_t p, int64_t v = 0) const { return load_any(z_rows, z_base + p * z_l + v * W, dtype(), lanes(v)); }
   // ask for the rows of a step to come: hardware does not foresee an order
   template <int NV>
-  INLINE_MEMBER void prefetch(int64_t t) const {
+  INLINE_MEMBER void prefetch(int64_t t, bool with_grad) const {
     if (!FAST || t >= steps) return;
-    const int64_t size = KIND == FP32 ? 4 : 2;
-    const char *u = (const char *)u_rows + (u_base + token(t) * u_l) * size;
+    const int64_t size = KIND == FP32 ? 4 : 2, p = token(t);
+    const char *u = (const char *)u_rows + (u_base + p * u_l) * size;
     const char *delta = (const char *)delta_rows + (delta_base + param_token(t) * delta_l) * size;
+    const char *grad = (const char *)s.gout + out_row(t, p) * size;
     for (int64_t at = 0; at < NV * W * size; at += 64) {
       __builtin_prefetch(u + at);
       __builtin_prefetch(delta + at);
+      if (with_grad) __builtin_prefetch(grad + at);
     }
   }
   vf per_channel(const float *x, int64_t v = 0) const {
@@ -441,6 +443,7 @@ struct View {
 
 static const int64_t TILE = 4;   // steps whose dt are computed together, so that their long chains overlap
 static const int64_t AHEAD = 4;  // steps between asking for a row and needing it
+static const int64_t AHEAD_GRADS = 12;  // the same where a step is short
 
 // f(view) for n channels from d0, the view with as much known at compile time as there is
 template <class F>
@@ -514,7 +517,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
     const int64_t end = start + TILE < t1 ? start + TILE : t1;
     for (int64_t t = start; t < end; t++) {
       const int64_t p = view.token(t), q = view.param_token(t);
-      if (WHAT == OUTPUT) view.template prefetch<NV>(t + AHEAD);
+      view.template prefetch<NV>(t + AHEAD, WHAT == KEEP);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
         vf dt = view.delta(q, v) + bias[v], slope = splat(1.0f);
@@ -858,18 +861,17 @@ template <bool LOCAL, bool GATED>
 INLINE void adjoint_step(vf dy, vf dt, float B, float C, vf rate, vf decay, vf before, vf seen, vf r, vf q, vf &adjoint, vf &dA,
                          vf &db, Sums &sums) {
   const vf c = dy * C, adj = c + adjoint;  // (7)
-  vf da = adj * before;                    // (9), (10)
+  adjoint = decay * adj;
+  vf da = adjoint * before;                // (9), (10)
   db = adj;
   if (LOCAL) {
     db += q;
-    da += r * (c + q);
+    da += decay * (r * (c + q));
   }
   if (GATED) sums.y += seen * C;
   sums.weighted += db * B;
-  da *= decay;
   sums.ddt += da * rate;
   dA += da * dt;  // (12)
-  adjoint = decay * adj;
 }
 
 // Where the gradients of tokens go.
@@ -929,7 +931,7 @@ static void adjoint_single(const Job &job, const View<KIND> view, const Plan pla
   for (int64_t t = t1 - 1; t >= t0; t--) {
     const int64_t i = t - t0, p = view.token(t), q = view.param_token(t);
     const float B = view.B[q * view.B_l], C = view.C[q * view.C_l];
-    grads.template prefetch<NV>(t - AHEAD);
+    grads.template prefetch<NV>(t - AHEAD_GRADS);
     vf sum_B = load(dB + i * W), sum_C = load(dC + i * W);
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
@@ -1049,7 +1051,7 @@ static void after_states(const Job &job, const View<KIND> view, const Plan plan,
     dD[v] = load(totals + v * sums_step), dbias[v] = load(totals + v * sums_step + W);
   }
   for (int64_t t = t1 - 1; t >= t0; t--) {
-    grads.template prefetch<NV>(t - AHEAD);
+    grads.template prefetch<NV>(t - AHEAD_GRADS);
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) {
       const int64_t at = ((t - t0) * NV + v) * W;
