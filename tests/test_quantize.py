@@ -15,6 +15,7 @@ from visionssm import cli
 from visionssm.apps import quantize
 from visionssm.apps.validate import Options, validate
 from visionssm.extras import MissingExtraError
+from visionssm.hub.push import plan
 from visionssm.weights import quantized
 from visionssm.weights.checkpoint import load_checkpoint
 from visionssm.weights.published import FAMILIES
@@ -232,6 +233,19 @@ def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / 'notes.txt').touch()
     with pytest.raises(ValueError, match='holds notes.txt'):
         quantize.quantize('test_vim', 'int8-weight', tmp_path, random=True)
+
+
+def test_push(calibration, tmp_path, capsys):
+    quantize.quantize('test_vmamba', 'mambaquant-w8a8', tmp_path / 'out', calibration, images=1, random=True)
+    assert cli.main(['push', str(tmp_path / 'out'), 'acme/small']) == 0
+    card = plan(tmp_path / 'out', 'acme/small').files['README.md'].decode()
+    assert '| mambaquant-w8a8 |' in card and 'pip install "visionssm[quantize]"' in card
+    file = tmp_path / 'out' / 'model.safetensors'
+    with safe_open(file, 'pt') as opened:
+        metadata = opened.metadata()
+    save_file({**load_file(file), 'more': torch.ones(2)}, file, metadata)
+    assert cli.main(['push', str(tmp_path / 'out'), 'acme/small']) == 2
+    assert '1 tensors differ, the first is more' in capsys.readouterr().err
 
 
 def test_quantised_twice():

@@ -41,18 +41,22 @@ def folder_card(config: Mapping[str, Any], about: str = '') -> str:
     """
     name = config['architecture']
     pretrained, classes = config['pretrained_cfg'], config['num_classes']
-    provenance = config.get('provenance', {})
+    provenance, quantization = config.get('provenance', {}), config.get('quantization', {})
     family = family_of(name)
     model = sketch(name, **{**config.get('model_args', {}), 'num_classes': classes})
     title = f'{name}.{pretrained["tag"]}' if pretrained.get('tag') else name
     top1, notes = _known(name, pretrained.get('tag'))
     notes = notes or pretrained.get('notes') or ()
+    if quantization:
+        top1 = None  # of other weights
+        notes = (*notes, 'quantised weights load where torchao is installed: `pip install "visionssm[quantize]"`')
     facts = {
         'parameters': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M',
         'input': 'x'.join(map(str, pretrained['input_size'])),
         'classes': str(classes or 'none: a backbone'),
         'scan order': f'`{model.scan}`' if hasattr(model, 'scan') else '',
         'top-1 on ImageNet-1k, reported by the authors': '' if top1 is None else f'{top1} %',
+        'quantised by `visionssm quantize`': str(quantization.get('method', '')),
         'licence of the weights': license_text(pretrained.get('license') or 'unknown'),
         'original code': pretrained.get('origin_url', ''),
     }

@@ -16,6 +16,8 @@ from visionssm.catalog.models import check_model, sketch
 from visionssm.files import parse_yaml, read_object, read_small
 from visionssm.models.bounds import check_size
 from visionssm.version import __version__
+from visionssm.weights.checkpoint import load_checkpoint
+from visionssm.weights.quantized import install, read_metadata
 from visionssm.weights.records import UNCLEAR
 
 from .card import folder_card, for_hub
@@ -61,6 +63,7 @@ def plan(folder: Path, repo_id: str) -> Plan:
     Raises:
         ValueError: If the folder is not a model in timm's layout, or its card or the name is not valid.
         FileNotFoundError: If there is no such folder.
+        MissingExtraError: If the weights are quantised and there is no torchao that reads them.
     """
     try:
         validate_repo_id(repo_id)
@@ -123,13 +126,18 @@ def _check_model(folder: Path) -> dict:
     args = {**(config.get('model_args') or {}), 'num_classes': classes}
     check_size(name, lambda: timm.create_model(name, **args), args, from_file=True)
     model = sketch(name, **args)
-    expected = {key: list(x.shape) for key, x in model.state_dict().items()}
     file = folder / 'model.safetensors'
     try:
         with safe_open(file, 'pt') as weights:
             found = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - no mapping
+        quantised = read_metadata(file)
     except (SafetensorError, RuntimeError) as error:  # the second where it can't be mapped
         raise ValueError(f'{file} is not a complete safetensors file: {error}') from None
+    if quantised:
+        state_dict = load_checkpoint(file)
+        found = {key: list(x.shape) for key, x in state_dict.items()}
+        install(model, state_dict)
+    expected = {key: list(x.shape) for key, x in model.state_dict().items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         raise ValueError(f'{file} does not fit config.json: {len(wrong)} tensors differ, the first is {wrong[0]}')
