@@ -47,16 +47,20 @@ class Scan(torch.nn.Module):
         return selective_scan_ref(u, delta, self.A, B, C, delta_softplus=True, local_window=self.window or None)
 
 
-@pytest.mark.parametrize(('d_state', 'window', 'channels'), [(3, 0, 6), (1, 0, 6), (3, 4, 6), (3, 0, 384)])
-def test_file_takes_other_lengths(d_state, window, channels, tmp_path):
+@pytest.mark.parametrize(
+    ('d_state', 'window', 'channels', 'dynamo'),
+    [(3, 0, 6, False), (1, 0, 6, False), (3, 4, 6, False), (3, 0, 384, False), (3, 0, 6, True), (1, 4, 384, True)],
+)
+def test_file_takes_other_lengths(d_state, window, channels, dynamo, tmp_path):
     def draw(length, batch):
         u, delta, A, B, C = inputs(length, 2, channels, d_state, batch)[0][:5]
         return A, (u, delta, B, C)
 
     A, example = draw(40, 2)
     module, names, path = Scan(A, window), ['u', 'delta', 'B', 'C'], tmp_path / 'scan.onnx'
-    axes = {name: {0: 'batch', 1: 'length'} for name in names}
-    torch.onnx.export(module, example, path, dynamo=False, input_names=names, dynamic_axes=axes)
+    axes = {0: 'batch', 1: 'length'}
+    given = {'dynamic_shapes': (axes,) * 4} if dynamo else {'dynamic_axes': dict.fromkeys(names, axes)}
+    torch.onnx.export(module, example, path, dynamo=dynamo, input_names=names, verbose=False, **given)
     assert 'Scan' in {node.op_type for node in onnx.load(path).graph.node}
     session = onnxruntime.InferenceSession(path)
     for length in (1, 5, 64, 300):

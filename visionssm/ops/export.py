@@ -141,7 +141,7 @@ def scan(
         y = y + walk(step_back, [A], [zero], [dt, x, B, C, linked], reverse=True)[1]
     if D is not None:
         y = y + x * D.to(work)[:, None, None]
-    y = y.reshape(-1, K, batch, channels)
+    y = y.reshape(piece * pieces, K, batch, channels)
 
     # 3. Back to the tokens
     if z is not None and mode != MERGED:
@@ -154,7 +154,7 @@ def scan(
             y = y if z is None else y * F.silu(z.to(work))
         return y.to(dtype)
     token = torch.where(inside[:, None], token, length)  # a row to be cut off takes what is past the end
-    rows = y.reshape(-1, batch * channels)
+    rows = y.reshape(piece * pieces * K, batch * channels)
     if mode == PER_DIRECTION:
         out = add_rows((length + 1) * K, (token * K + k).flatten(), rows)
         return out[: length * K].reshape(length, K, batch, channels).permute(2, 0, 1, 3).to(dtype)
@@ -189,12 +189,18 @@ def walk(
 
         def body(*arguments):  # state, inputs, fixed
             count = len(arguments) - len(fixed)
-            return list(step(*arguments[count:], *arguments[:count]))
+            out = step(*arguments[count:], *arguments[:count])
+            return [*map(_laid_out, out[: len(start)]), *out[len(start) :]]
 
-        out = torch.ops.higher_order.scan(body, list(start), list(inputs), list(fixed))
+        given = [list(map(_laid_out, tensors)) for tensors in (start, inputs)]
+        out = torch.ops.higher_order.scan(body, *given, list(fixed))
         state, stacked = out[: len(start)], out[len(start) :]
         return *state, *(x.flip(0) if reverse else x for x in stacked)
     return _walk(step, len(fixed), len(start), reverse, *fixed, *start, *inputs)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)  # torch's scan wants states of the same strides at all steps
 
 
 def _walk(step, fixed, states, reverse, *tensors) -> tuple[Tensor, ...]:
@@ -279,8 +285,8 @@ def add_rows(count: int, index: Tensor, rows: Tensor) -> Tensor:
 
 def add_tokens(length: int, index: Tensor, tokens: Tensor) -> Tensor:
     """Zeros (B, L, D) with every token of (B, T, D) added at its `index` (T,), so that every exporter adds all."""
-    batch, channels = tokens.shape[0], tokens.shape[2]
-    rows = tokens.transpose(0, 1).reshape(-1, batch * channels)
+    batch, steps, channels = tokens.shape
+    rows = tokens.transpose(0, 1).reshape(steps, batch * channels)
     return add_rows(length, index.long(), rows).reshape(length, batch, channels).transpose(0, 1)
 
 
