@@ -14,11 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from visionssm.ops import attention, linear, na_av, na_bias, na_qk, scan_tokens
 
-__all__ = ['FastLinears', 'Linear', 'attention', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens']
+__all__ = ['FastLinears', 'Linear', 'attention', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens', 'silu_once']
 
 for _name in ('linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
     register_notrace_function(globals()[_name])
     torch.fx.wrap(_name)
+
+
+def silu_once(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads: in its place where no gradient is recorded, which saves a map."""
+    return F.silu(x, inplace=not (torch.is_grad_enabled() or torch.jit.is_tracing()))
 
 
 class _Products(TorchFunctionMode):

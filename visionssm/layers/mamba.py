@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
-from .functional import Linear, scan_tokens
+from .functional import Linear, scan_tokens, silu_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
@@ -129,7 +129,7 @@ class MambaDirection(nn.Module):
             (B, L, D).
         """
         walked = x if along_rows else x[:, order[0].long()]
-        u = F.silu(self.conv1d(walked.transpose(1, 2)).transpose(1, 2))
+        u = silu_once(self.conv1d(walked.transpose(1, 2)).transpose(1, 2))
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         delta, B, C = self.dt_proj(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
         A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
@@ -236,11 +236,11 @@ class MambaMixer(ScanningModule):
             outputs = [self._weigh(y if self.along_rows else y * z, length) for y in outputs]
         y = outputs[0]
         for output in outputs[1:]:
-            y = y + output
+            y = y.add_(output)  # in place, here and below: allocating another map costs more than the sum
         if not (self.along_rows or self.gated_directions):
             y = y * F.silu(z)
         if self.divisor > 1:
-            y = y.div_(self.divisor)  # in place: allocating another map costs more than the division
+            y = y.div_(self.divisor)
         return self.out_proj(y[:, :length] if self.zeros else y)
 
     def _weigh(self, y: Tensor, length: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from .functional import Linear, scan_tokens
+from .functional import Linear, scan_tokens, silu_once
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log
 
@@ -94,7 +94,7 @@ class PathScan(ScanningModule):
         _, height, width, _ = x.shape
         K, N = self.num_directions, self.d_state
         order = walk[0]
-        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
+        x = silu_once(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
         if z is not None:
             z = z.flatten(1, 2)
         dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
