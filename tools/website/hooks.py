@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools'))
 
 from visionssm.weights.published import FAMILIES  # noqa: E402
-from website import choosing, errors, reference, speed, walks  # noqa: E402
+from website import choosing, errors, reference, speed, tutorials, walks  # noqa: E402
 
 PARTS = {
     'accuracy plots': choosing.plots,
@@ -34,6 +34,9 @@ PAGES = {
     **{f'cards/{key}.md': ROOT / 'model_cards' / f'{key}.md' for key in FAMILIES},
 }
 _MARK = re.compile(r'^<!-- made: (.+) -->$', re.M)
+_TUTORIAL = re.compile(
+    r'(?<=\]\()((?:tutorials/)?[\w-]+)\.py(?=\))'
+)  # a link that leads somewhere in the repository, too
 
 
 def on_config(config: Any) -> Any:
@@ -53,7 +56,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=text))
     for file in sorted((ROOT / 'model_cards/img').glob('*.svg')):
         files.append(File.generated(config, f'cards/img/{file.name}', content=file.read_bytes()))
-    for name, content in (reference.assets() | walks.files()).items():
+    for name, content in (reference.assets() | walks.files() | tutorials.files()).items():
         files.append(File.generated(config, name, content=content))
     return files
 
@@ -62,4 +65,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Replace the marks of a page."""
     if page.file.src_uri == 'troubleshooting.md':
         markdown = errors.fill(markdown)
+    markdown = _TUTORIAL.sub(r'\1.md', markdown)
     return _MARK.sub(lambda mark: PARTS[mark[1]](), markdown)
