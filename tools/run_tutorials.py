@@ -1,6 +1,9 @@
 """Run the tutorials of docs/tutorials, and keep them with their outputs as build/tutorials/NAME.ipynb.
 
-    python tools/run_tutorials.py --data FOLDER [NAME ...]
+    python tools/run_tutorials.py [NAME ...]
+
+They keep data sets in build/tutorials/data and write to build/tutorials/runs/NAME. `fine-tuning` comes before
+`nearest-neighbours`, which uses its models; `mask-rcnn` wants an environment with OpenMMLab.
 
 Exit code: 0 if all ran, 1 if a cell of one raised an error, 2 if there is no such tutorial.
 """
@@ -12,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
@@ -45,17 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(tutorials.names())}; default: all')
-    parser.add_argument(
-        '--data', type=Path, help='folder of data sets to use instead of downloads, such as FashionMNIST'
-    )
     args = parser.parse_args(argv)
-    if args.data is not None:
-        if not args.data.is_dir():
-            parser.error(f'no folder {args.data}')
-        shutil.copytree(args.data, tutorials.RUN / 'data', dirs_exist_ok=True)
     # one: more threads gain little on work this small, and results would depend on the number of cores
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')  # progress bars are not for pages
+    # of tqdm, which misses widgets, and of mmengine's imports
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found,ignore:pkg_resources is deprecated')
     for name in args.names or tutorials.names():
         try:
             print(f'{name}: {run(name):.0f} s', flush=True)
