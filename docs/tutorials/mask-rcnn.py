@@ -2,7 +2,7 @@
 # # Mask R-CNN on your own COCO file
 #
 # mmdet trains detectors on any data set in COCO's format. This tutorial makes a small one, points a config of ours
-# to it, trains Mask R-CNN on a CPU in about a minute, and draws what it finds. `pip install
+# to it, trains Mask R-CNN on a CPU in a minute or two, and draws what it finds. `pip install
 # ".[openmmlab,tutorials]"` compiles nothing: see [Detection](../detection.md).
 #
 # The scenes are real photographs (two of scikit-learn's) with images of

@@ -5,7 +5,7 @@
 # others on real images, with several seeds each: one run per order would show little but chance.
 #
 # The images are of [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist) (MIT licence,
-# [arXiv:1708.07747](https://arxiv.org/abs/1708.07747)). It takes under a minute on a CPU.
+# [arXiv:1708.07747](https://arxiv.org/abs/1708.07747)). It takes a minute or two on a CPU.
 
 # %%
 import itertools
@@ -14,10 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import timm
 import torch
+from scipy import stats
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
 
-import visionssm  # noqa: F401  registers the models
+import visionssm  # registers the models
 from visionssm.ops import use_backend
 from visionssm.scans import get_scan, register_scan
 
@@ -122,9 +123,9 @@ plt.show()
 for first, second in itertools.combinations(results, 2):
     difference = results[second] - results[first]
     mean, spread = difference.mean(), difference.std(ddof=1)
-    error = spread / len(SEEDS) ** 0.5
-    verdict = 'clear' if abs(mean) > 4.3 * error else 'within chance'  # Student's t, two degrees of freedom, 95 %
-    print(f'{second} - {first}: {mean:+.1f} points, 95 % interval ±{4.3 * error:.1f}: {verdict}')
+    interval = stats.t.ppf(0.975, len(SEEDS) - 1) * spread / len(SEEDS) ** 0.5
+    verdict = 'clear' if abs(mean) > interval else 'within chance'
+    print(f'{second} - {first}: {mean:+.1f} points, 95 % interval ±{interval:.1f}: {verdict}')
 assert all(values.min() > 50 for values in results.values())  # each learns; chance is 10 %
 
 # %% [markdown]
