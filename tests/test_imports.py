@@ -21,7 +21,7 @@ LAZY = {
 # functions; a top-level module is a room of its own
 ROOMS = (
     'version', 'files', 'extras', 'testing', 'scans', 'ops', 'layers', 'weights', 'models', 'catalog', 'hub', 'data',
-    'apps', 'train', 'demo', 'openmmlab', 'cli',
+    'apps', 'train', 'compare', 'demo', 'openmmlab', 'cli',
 )  # fmt: skip
 # of what is not ours, what a room must not import anywhere
 FORBIDDEN = {

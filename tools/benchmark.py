@@ -14,7 +14,6 @@ import ctypes
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,8 +26,10 @@ from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolut
 from _scan_problem import CLOCKS, scan_problem, seconds, timed, timed_scan
 
 import visionssm.models  # noqa: F401 - registers the models
+from visionssm.catalog.machine import processor
 from visionssm.catalog.macs import count_macs
 from visionssm.catalog.models import model_names, tag_record
+from visionssm.compare.cost import interleaved_medians, peak_extra_bytes
 from visionssm.ops import cpu, selective_scan
 
 HERE = Path(__file__).resolve().parent
@@ -52,18 +53,6 @@ MODELS += ['mobilemamba_t4@192', 'mobilenetv4_conv_small', 'fastvit_t8@256']
 MODELS += ['localvim_tiny_patch16_224', 'localvmamba_tiny']
 MODELS += ['vcmamba_s', 'efficientvmamba_tiny', 'efficientformer_l1', 'edgenext_small']
 SCAN_SHAPES = ((8, 56, 56, 96, 4, 1), (8, 14, 14, 384, 2, 16), (1, 64, 64, 384, 2, 16))  # B, H, W, D, K, N
-
-
-def interleaved_medians(sides: dict[str, tuple[Callable[[], float], int]]) -> dict[str, float]:
-    """Median seconds of every side; (timer, rounds), the sides taken in turn so that drift affects all alike."""
-    for timer, _ in sides.values():
-        timer()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(max(rounds for _, rounds in sides.values())):
-        for name, (timer, rounds) in sides.items():
-            if turn < rounds:
-                times[name].append(timer())
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def sequential_loop(u, delta, A, B, C, D, delta_bias, order, indexed=False):
@@ -140,21 +129,6 @@ class Baseline:
         if not answer:
             raise RuntimeError('the process of the baseline ended; its traceback is above')
         return json.loads(answer)
-
-
-def peak_extra_bytes(function: Callable[[], object]) -> int:
-    """Bytes that `function` allocated at its peak beyond what was there, by torch's own allocation record."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = function()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == '[memory]']
-    level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    del result
-    return peak
 
 
 def bench_scan(
@@ -293,14 +267,8 @@ def profile_model(name: str, side: int, batch: int) -> str:
 
 def machine() -> dict:
     """The machine that the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        model = next(
-            (line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line), model
-        )
     return {
-        'cpu': model,
+        'cpu': processor(torch.device('cpu')),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
         'python': platform.python_version(),

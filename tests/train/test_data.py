@@ -119,6 +119,22 @@ def test_evaluation_has_a_folder_and_the_classes_of_training(folder, tmp_path):
         make(tmp_path / 'images', 'val_split=null')
 
 
+def test_a_share_of_every_class_is_held_out(folder):
+    data = make(folder, 'held_out=0.25')
+    names = [[part.name(i) for i in range(len(part))] for part in (data.train, data.val)]
+    assert [len(part) for part in names] == [18, 6] and len({*names[0], *names[1]}) == 24
+    assert [sum(f'/train/{kind}/' in name for name in names[1]) for kind in ('cat', 'dog')] == [3, 3]
+    assert [data.val.read(i)[1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    again = make(folder, 'held_out=0.25', 'seed=1')  # a training seed changes the order, not the split
+    assert [again.val.name(i) for i in range(6)] == names[1]
+    assert sum(len(labels) for _, labels in data.eval_batches()) == 6
+    assert sum(len(labels) for _, labels in data.eval_batches(training=True)) == 18
+    with pytest.raises(ValueError, match='class cat has 12 images; held_out 0.01 of them leaves no split'):
+        make(folder, 'held_out=0.01')
+    with pytest.raises(ValueError, match='held_out needs a folder of images'):
+        open_source(load_recipe(None, ['held_out=0.2'], model='test_vmamba', data='digits'), 'train', True, 1)
+
+
 def test_evaluation_crops_as_the_model_asks(folder):
     """All of an image squeezed into the square, where the model's configuration says so, instead of its middle."""
     (cropped, *_), (squashed, *_) = (

@@ -80,9 +80,14 @@ def extract(
     images = _Images(files, create_transform(**config, is_training=False), config['input_size'][0])
     model = model.to(device).eval()
     for batch in DataLoader(images, batch_size, num_workers=workers):
-        with torch.inference_mode():
-            features = model.forward_head(model.forward_features(batch.to(device)), pre_logits=True)
-        yield features.float().cpu().numpy()
+        yield pooled(model, batch.to(device))
+
+
+def pooled(model: nn.Module, batch: Tensor) -> np.ndarray:
+    """What the classifier of `model` sees of a batch of normalised images, (n, D) in fp32."""
+    with torch.inference_mode():
+        features = model.forward_head(model.forward_features(batch), pre_logits=True)
+    return features.float().cpu().numpy()
 
 
 def write_features(file: Path, batches: Iterable[np.ndarray], names: list[str], notes: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -60,6 +61,17 @@ def devices() -> list[tuple[str, str]]:
     if torch.xpu.is_available():
         rows += [(f'xpu:{i}', torch.xpu.get_device_name(i)) for i in range(torch.xpu.device_count())]
     return rows
+
+
+def processor(device: torch.device) -> str:
+    """What a device is called by its maker, as far as the system says."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    if device.type != 'cpu':
+        return dict(devices()).get(str(device), device.type)
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    named = (line.split(':')[1].strip() for line in lines if 'model name' in line)
+    return next(named, platform.processor() or platform.machine())
 
 
 def check_device(name: str) -> torch.device:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionssm.catalog.tables import layout
+
 
 def positive(text: str) -> int:
     """An argument that is an integer from 1."""
@@ -31,14 +33,7 @@ def pairs(pairs: list[tuple[str, str]], indent: str = '') -> None:
 
 def table(headings: list[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> None:
     """Print rows under headings, as text or as a Markdown table."""
-    lines = [headings, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    edge, gap = ('| ', ' | ') if markdown else ('', '  ')
-    for number, line in enumerate(lines):
-        text = gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print(f'{edge}{text}{edge[::-1]}'.rstrip())
-        if number == 0:
-            print('|'.join(['', *('-' * (width + 2) for width in widths), '']) if markdown else '-' * len(text))
+    print(layout(headings, rows, markdown))
 
 
 def check_parent(file: Path) -> None:

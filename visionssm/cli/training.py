@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -42,6 +43,34 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument('--device', default='auto', help='default: auto, a GPU if there is one')
     command.set_defaults(run=_train)
+
+    command = commands.add_parser('compare', help='several models or scan orders on your data: accuracy, speed, memory')
+    command.add_argument(
+        'models', nargs='+', metavar='MODEL', help="names of ours or timm's, local-dir:FOLDER, MODEL@KEY=VALUE"
+    )
+    command.add_argument('--data', required=True, metavar='DATA', help="folder of images, 'digits' or hfds/NAME")
+    command.add_argument(
+        '--output', type=Path, default=Path('runs/compare'), metavar='DIR', help='default: runs/compare'
+    )
+    command.add_argument('--scan', nargs='+', default=[], metavar='SCAN', help='orders that each model is tried with')
+    command.add_argument('--probe', metavar='KIND', help='linear or knn: on frozen features, instead of training')
+    command.add_argument('--epochs', type=positive, metavar='N', help="of training; default: the recipe's")
+    command.add_argument('--seeds', type=positive, default=3, metavar='N', help='runs of each; default: 3')
+    command.add_argument(
+        '--initial', metavar='WEIGHTS', help='pretrained, none, FILE or DIR; default: pretrained for probes, else none'
+    )
+    command.add_argument('--img-size', type=positive, metavar='N', help="of all; default: the models' own")
+    command.add_argument('--batch-size', type=positive, metavar='N', help="of training; default: the recipe's")
+    command.add_argument('--config', metavar='FILE', help='recipe that all share, or the name of one in configs/train')
+    command.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='other keys of the recipe'
+    )
+    command.add_argument('--speed-batch', type=positive, default=8, metavar='N', help='of timed images; default: 8')
+    command.add_argument('--rounds', type=positive, default=9, metavar='N', help='timed runs of each; default: 9')
+    command.add_argument('--threads', type=positive, metavar='N', help="default: torch's")
+    command.add_argument('--device', default='cpu', help='default: cpu')
+    command.add_argument('--markdown', action='store_true', help='print a Markdown table')
+    command.set_defaults(run=_compare)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -97,6 +126,38 @@ def _train(args: argparse.Namespace) -> int:
             raise
         print(f'visionssm: {error}', file=sys.stderr)
         return 1
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # or torch's profiler, which counts memory, prints its starts
+    import torch
+
+    from visionssm.compare import compare
+    from visionssm.compare.report import columns
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows, notes = compare(
+        args.models,
+        args.data,
+        args.output,
+        scans=args.scan,
+        probe=args.probe,
+        epochs=args.epochs,
+        seeds=args.seeds,
+        initial=args.initial,
+        img_size=args.img_size,
+        batch_size=args.batch_size,
+        config=args.config,
+        overrides=args.set,
+        speed_batch=args.speed_batch,
+        rounds=args.rounds,
+        device=args.device,
+        say=say,
+    )
+    table(*columns(rows), args.markdown)
+    print('', *notes, f'wrote {args.output / "compare.png"}, and the table beside it as .md, .csv and .json', sep='\n')
     return 0
 
 

@@ -30,6 +30,7 @@ _CPU = torch.device('cpu')
 _MODES = {1: 'L', 3: 'RGB'}
 _TRIES = 10  # unreadable images in a row
 _RESTARTS = 3
+_SPLIT_SEED = 0  # what is held out is the same whatever the training seed
 _FILLER = -1  # index and label of what fills up the last batch of an evaluation
 
 Transform = Callable[[Image.Image], Tensor]
@@ -44,6 +45,10 @@ class ImageConfig(NamedTuple):
     interpolation: str
     crop_pct: float
     crop_mode: str = 'center'
+
+
+class NoSplitError(ValueError):
+    """A folder has no images for the evaluation apart."""
 
 
 class BadImagesError(ValueError):
@@ -120,6 +125,50 @@ class TimmSource:
     def name(self, index: int) -> str:
         """What to call it."""
         return str(self.reader.filename(index, absolute=True))
+
+    def labels(self) -> np.ndarray:
+        """The labels of all images, without reading the images."""
+        samples = getattr(self.reader, 'samples', None)
+        if samples is not None:
+            return np.array([sample[-1] for sample in samples])
+        return np.array(self.reader.dataset[self.reader.label_key])
+
+
+class Part:
+    """Some images of a source.
+
+    Args:
+        source: All images.
+        indices: Of those that are taken.
+    """
+
+    def __init__(self, source: TimmSource, indices: np.ndarray) -> None:
+        self.source, self.indices, self.classes = source, indices.tolist(), source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An image and its label."""
+        return self.source.read(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """What to call it."""
+        return self.source.name(self.indices[index])
+
+
+def _split(source: TimmSource, share: float, training: bool) -> Part:
+    """The images that are trained on, or the share of every class that is held out, in a fixed random order."""
+    labels, kept = source.labels(), []
+    shuffled = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    for label in np.unique(labels):
+        of_class = shuffled[labels[shuffled] == label]
+        count = round(share * len(of_class))
+        if not 0 < count < len(of_class):
+            name = source.classes[label] if source.classes else label
+            raise ValueError(f'class {name} has {len(of_class)} images; held_out {share:g} of them leaves no split')
+        kept.append(of_class[count:] if training else of_class[:count])
+    return Part(source, np.sort(np.concatenate(kept)))
 
 
 class _Samples(Dataset):
@@ -283,7 +332,7 @@ class ImageData:
         self.accumulate = recipe.batch_size // (self.micro * processes.count)
         self.streamed = recipe.data.startswith(STREAMS)
         self.val = None
-        if recipe.val_split is not None:
+        if recipe.evaluated:
             self.val = open_source(recipe, recipe.val_split, False, image.input_size[0], self.classes)
         self.images = len(train)
         if recipe.train_samples and not self.streamed:
@@ -345,14 +394,19 @@ class ImageData:
                 images = self._erasing(images)
             yield mixup(images, labels) if mixup is not None else (images, labels)
 
-    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised (images, labels) of this process's part of the evaluation; labels of -1 do not count."""
+    def eval_batches(self, training: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised (images, labels) of this process's part of the evaluation; labels of -1 do not count.
+
+        Args:
+            training: Take the training images instead, as those of the evaluation are taken: not augmented, in order.
+        """
+        source = self.train if training else self.val
         if self.streamed:
             loader = self._stream_loader(self.recipe.val_split, False, 0)
         else:
-            order = np.arange(len(self.val))
+            order = np.arange(len(source))
             order = np.append(order, [_FILLER] * (-len(order) % self.processes.count))  # as many for every process
-            samples = _Samples(self.val, self._eval_transform(), self.recipe.seed, 0)
+            samples = _Samples(source, self._eval_transform(), self.recipe.seed, 0)
             loader = self._loader(samples, _Draw(order, self.micro, self.processes), 0)
         for images, labels, bad in loader:
             if bad:
@@ -422,9 +476,14 @@ class ImageData:
         return batches_
 
 
+def channels_of(recipe: Recipe) -> int:
+    """Channels of the images of a recipe."""
+    return recipe.model_args.get('in_chans', 1 if recipe.data == 'digits' else 3)
+
+
 def open_source(
     recipe: Recipe, split: str, training: bool, channels: int, classes: list[str] | None = None
-) -> DigitsSource | TimmSource | _Stream:
+) -> DigitsSource | TimmSource | Part | _Stream:
     """The data of a recipe.
 
     Args:
@@ -439,9 +498,15 @@ def open_source(
     """
     if channels not in _MODES:
         raise ValueError(f'images are read with 1 or 3 channels; the model takes {channels}')
+    if recipe.held_out and recipe.data.startswith(('digits', *STREAMS)):
+        raise ValueError(
+            f'held_out needs a folder of images or hfds/; {recipe.data} has a split of its own or is a stream'
+        )
     if recipe.data == 'digits':
         return DigitsSource(training, channels)
     try:
+        if recipe.held_out:
+            split = recipe.train_split
         if recipe.data.startswith(STREAMS):
             return _Stream(recipe, split, channels, training, 0, 1)
         source = TimmSource(recipe, split, channels, classes)
@@ -449,10 +514,12 @@ def open_source(
         raise ValueError(
             f'data {recipe.data!r}, split {split!r}, cannot be opened: {_reason(recipe, error)}'
         ) from error
+    if recipe.held_out:
+        return _split(source, recipe.held_out, training)
     root = getattr(source.reader, 'root', None)
     if not training and root is not None and Path(root) == Path(recipe.data) and Path(root).is_dir():
         # timm would fall back to the folder itself, training images included
-        raise ValueError(f'{recipe.data} has no folder for {split!r}; set val_split, or val_split=null')
+        raise NoSplitError(f'{recipe.data} has no folder for {split!r}; set val_split or held_out, or val_split=null')
     return source
 
 

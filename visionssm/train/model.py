@@ -23,17 +23,11 @@ from .recipe import Recipe
 _GREY = (0.5,)
 
 
-def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tuple[nn.Module, ImageConfig]:
-    """The model of a recipe with its first weights, and how it takes images.
-
-    Args:
-        recipe: Model, its arguments, image size, first weights.
-        channels: Of the images.
-        num_classes: Of the data; None: those of the model.
+def model_arguments(recipe: Recipe, channels: int, num_classes: int | None) -> tuple[dict[str, Any], int]:
+    """What the model of a recipe is made with, and the side of its images.
 
     Raises:
-        ValueError: If the model is unknown, or its arguments or weights do not fit it.
-        FileNotFoundError: If there are no such weights.
+        ValueError: If the model is unknown, or its arguments do not fit it.
     """
     kwargs: dict[str, Any] = {**recipe.model_args, 'in_chans': channels}
     if num_classes is not None:
@@ -52,6 +46,22 @@ def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tupl
         size = fitting_size(recipe.model, plain) if recipe.data == 'digits' else plain.pretrained_cfg['input_size'][-1]
     if takes_argument(plain, 'img_size'):
         kwargs['img_size'] = size
+    return kwargs, size
+
+
+def create_model(recipe: Recipe, channels: int, num_classes: int | None) -> tuple[nn.Module, ImageConfig]:
+    """The model of a recipe with its first weights, and how it takes images.
+
+    Args:
+        recipe: Model, its arguments, image size, first weights.
+        channels: Of the images.
+        num_classes: Of the data; None: those of the model.
+
+    Raises:
+        ValueError: If the model is unknown, or its arguments or weights do not fit it.
+        FileNotFoundError: If there are no such weights.
+    """
+    kwargs, size = model_arguments(recipe, channels, num_classes)
     model = timm.create_model(recipe.model, **kwargs, **_initial(recipe.initial))
     config = resolve_data_config({'input_size': (channels, size, size)}, model=model)
     image = ImageConfig(

@@ -52,6 +52,12 @@ class Recipe:
     data_dir: str | None = _key(None, 'where hfds/, wds/ and tfds/ data lie, or are kept')
     train_split: str = _key('train', 'split to train on')
     val_split: str | None = _key('validation', 'split to evaluate on; none: no evaluation')
+    held_out: float | None = _key(
+        None,
+        'share of every class of train_split that is kept for evaluation instead of val_split; needs a folder or hfds/',
+        least=0.01,
+        most=0.99,
+    )
     train_samples: int | None = _key(
         None, 'images per epoch, drawn anew for each; none: all of them; needed where a stream does not say', least=1
     )
@@ -137,6 +143,11 @@ class Recipe:
             raise ValueError('mesa needs the average of the weights; set ema')
         if self.warmup_epochs >= self.epochs and self.epochs > 1:
             raise ValueError(f'warmup_epochs is {self.warmup_epochs:g}, of {self.epochs} epochs; give fewer')
+
+    @property
+    def evaluated(self) -> str:
+        """What the accuracy is measured on, for readers; '': it is not measured."""
+        return f'the held-out {self.held_out:g} of {self.train_split}' if self.held_out else self.val_split or ''
 
 
 def _checked(name: str, value: Any, wanted: Any) -> Any:

@@ -22,7 +22,7 @@ from visionssm.files import write_whole
 
 from . import log as logs
 from .checkpoint import Checkpoints, random_states, read_checkpoint, seed_cpu, set_random_states
-from .data import ImageData, open_source
+from .data import ImageData, channels_of, open_source
 from .loop import Epoch, NonFiniteLossError, Progress, fit
 from .model import create_model, freeze_backbone, save_model
 from .objective import Objective, Teacher
@@ -43,6 +43,11 @@ _FREE = {
     'precision', 'compile', 'parallel', 'on_non_finite', 'checkpoint_steps', 'keep_last', 'log_steps', 'tensorboard',
 }  # fmt: skip
 _TERMINATED = 128 + signal.SIGTERM
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """The keys and values that the result of a run depends on, rounding aside."""
+    return {key: value for key, value in asdict(recipe).items() if key not in _FREE}
 
 
 class Trainer:
@@ -66,8 +71,7 @@ class Trainer:
         if recipe.parallel == 'fsdp' and recipe.precision == 'fp16':
             raise ValueError('parallel: fsdp goes with bf16 or fp32')
         seed_cpu(recipe.seed)
-        grey = recipe.data == 'digits'
-        channels = recipe.model_args.get('in_chans', 1 if grey else 3)
+        channels = channels_of(recipe)
         source = open_source(recipe, recipe.train_split, True, channels)
         names = getattr(source, 'classes', None)
         self.model, self.image = create_model(recipe, channels, recipe.num_classes or (len(names) if names else None))
@@ -167,8 +171,8 @@ class Trainer:
         Raises:
             ValueError: If it belongs to another recipe.
         """
-        mine, other = asdict(self.recipe), state['recipe']
-        differ = [key for key in mine if key not in _FREE and mine[key] != other.get(key)]
+        mine, other = decisive(self.recipe), state['recipe']
+        differ = [key for key in mine if mine[key] != other.get(key)]
         if differ:
             texts = ', '.join(f'{key} ({other.get(key)!r}, now {mine[key]!r})' for key in differ)
             raise ValueError(f'the checkpoint belongs to another recipe: {texts}')
@@ -195,7 +199,7 @@ class Trainer:
             self.objective,
             self.optimizer,
             self.scheduler,
-            None if self.recipe.val_split is None else self.evaluate,
+            self.evaluate if self.recipe.evaluated else None,
             self.recipe.epochs,
             forward=self.forward,
             processes=self.processes,
@@ -360,7 +364,7 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
 def _finish(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     recipe, history = trainer.recipe, trainer.progress.history
     last = history[-1]
-    result = '' if math.isnan(last.accuracy) else f', {last.accuracy:.2%} on {recipe.val_split}'
+    result = '' if math.isnan(last.accuracy) else f', {last.accuracy:.2%} on {recipe.evaluated}'
     weights = model_state(trainer.ema.module if trainer.ema else trainer.model)
     if trainer.processes.rank:
         return
