@@ -46,6 +46,18 @@ def test_mixer(size):
     torch.testing.assert_close(grads, wanted)
 
 
+def test_attached():
+    """Groups run at once, and one by one as soon as somebody is to be told of one: with the same numbers."""
+    torch.manual_seed(0)
+    m, x, seen = GroupMixer(16, get_scan('groupwise')), torch.randn(2, 5, 6, 16), []
+    together = m(x)
+    hook = m.groups[2].conv.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(m(x), together)
+    hook.remove()
+    m.groups[1].out_proj = nn.Sequential(m.groups[1].out_proj, nn.Tanh())
+    assert seen == [1] and not torch.allclose(m(x), together)
+
+
 def test_groups():
     """As many groups as the scan has directions."""
     model = timm.create_model('test_groupmamba', scan='bidirectional')

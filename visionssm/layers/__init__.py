@@ -16,7 +16,7 @@ from .embed import (
     spread,
     whole_side,
 )
-from .functional import FastLinears, Linear, attention, linear, na_av, na_bias, na_qk, scan_tokens
+from .functional import FastLinears, Linear, attention, is_untouched, linear, na_av, na_bias, na_qk, scan_tokens
 from .mamba import STREAM_NORMS, MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp, NormedGate
 from .path import PathScan, walk_with_moves
@@ -81,6 +81,7 @@ __all__ = [
     'decay_rates',
     'init_A_log',
     'init_dt_bias',
+    'is_untouched',
     'join_projections',
     'linear',
     'linear_without_autocast',

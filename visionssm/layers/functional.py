@@ -4,17 +4,30 @@
 """
 
 import threading
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import Linear  # exactly torch's: what swaps, counts, prunes or quantises linear layers knows these
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
 from visionssm.ops import attention, linear, na_av, na_bias, na_qk, scan_tokens
 
-__all__ = ['FastLinears', 'Linear', 'attention', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens', 'silu_once']
+__all__ = [
+    'FastLinears',
+    'Linear',
+    'attention',
+    'is_untouched',
+    'linear',
+    'na_av',
+    'na_bias',
+    'na_qk',
+    'scan_tokens',
+    'silu_once',
+]
 
 for _name in ('linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
     register_notrace_function(globals()[_name])
@@ -31,6 +44,23 @@ class _Products(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+_PLAIN = (Tensor, nn.Parameter)  # not quantised, distributed, or of a tracer
+
+
+def is_untouched(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
+    """Whether `module` and all within are exactly of `kinds`, and nobody has attached anything: their weights say all.
+
+    A module whose parts pass may compute what they would without calling them.
+    """
+    return not _has_any_global_hook() and all(
+        type(part) in kinds
+        and 'forward' not in part.__dict__
+        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        and all(x is None or type(x) in _PLAIN for x in part._parameters.values())
+        for part in module.modules()
+    )
 
 
 _inside = threading.local()

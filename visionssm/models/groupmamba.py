@@ -13,9 +13,10 @@ training is switched on, as in timm.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
@@ -29,11 +30,17 @@ from visionssm.layers import (
     Linear,
     Mlp,
     ScanSpec,
+    SelectiveSSM,
     Stem,
+    at_least_fp32,
     channels_last,
     check_image_size,
+    decay_rates,
+    is_untouched,
+    scan_tokens,
+    split_projection,
 )
-from visionssm.scans import ScanOrder, get_scan
+from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
 from .builder import build, family_cfgs
@@ -106,10 +113,81 @@ class GroupMixer(FastLinears):
     def forward(self, x: Tensor) -> Tensor:
         """Norm and mix (B, H, W, C)."""
         x = self.norm(x)
-        parts = x.chunk(len(self.groups), -1)
-        y = torch.cat([group(parts[g]) for g, group in enumerate(self.groups)], -1)
-        y = y * self.skip_scale * x * self.channel_gate(x)
+        y = self.mix_groups(x) * self.skip_scale * x * self.channel_gate(x)
         return self.proj(self.norm(y))
+
+    def mix_groups(self, x: Tensor) -> Tensor:
+        """Mix each group of channels of (B, H, W, C): all at once unless something is attached to a group."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if type(x) is Tensor and self._are_alike():
+                return _mix_at_once(x, self.groups)
+        parts = x.chunk(len(self.groups), -1)
+        return torch.cat([group(parts[g]) for g, group in enumerate(self.groups)], -1)
+
+    @torch.jit.ignore
+    def _are_alike(self) -> bool:
+        """Whether the groups differ in their weights alone."""
+        if not all(is_untouched(group, _GROUP_LAYERS) for group in self.groups):
+            return False
+        settings = {(group.scan, group.ssm.local_window, group.norm.eps) for group in self.groups}
+        biased = [layer for group in self.groups for layer in (group.in_proj, group.out_proj) if layer.bias is not None]
+        return len(settings) == 1 and not biased
+
+
+_GROUP_LAYERS = frozenset({SS2D, SelectiveSSM, Linear, nn.Conv2d, nn.SiLU, nn.LayerNorm, nn.Identity})
+
+
+def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
+    """What the groups give, in one product, convolution and scan for all where each of them has one.
+
+    Args:
+        x: Tokens, (B, H, W, C).
+        groups: K modules that differ in their weights alone; group k has the k-th C / K channels and direction k.
+
+    Returns:
+        (B, H, W, C).
+    """
+    batch, height, width, channels = x.shape
+    K, ssms, first = len(groups), [group.ssm for group in groups], groups[0]
+    grouped = (batch, -1, K, channels // K)
+
+    def product(x: Tensor, weights: Sequence[Tensor]) -> Tensor:  # (B, L, K, D) by K of (E, D) to (B, L, K, E)
+        y = torch.bmm(x.flatten(0, 1).transpose(0, 1), torch.stack(list(weights)).transpose(1, 2))
+        return y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3)
+
+    def joined(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))
+
+    u, z = product(x.reshape(grouped), [group.in_proj.weight for group in groups]).chunk(2, -1)
+    u = F.conv2d(
+        u.reshape(x.shape).permute(0, 3, 1, 2),
+        joined(group.conv.weight for group in groups),
+        joined(group.conv.bias for group in groups),
+        padding=first.conv.padding,
+        dilation=first.conv.dilation,
+        groups=channels,
+    )
+    u = F.silu(u).permute(0, 2, 3, 1).flatten(1, 2)
+    order = scan_order(first.scan, height, width, u)
+    u = (F.pad(u, [0, 0, 0, 1]) if first.zeros else u).reshape(grouped)
+    projected = product(u, [ssm.x_proj_weight[0] for ssm in ssms])
+    delta, B, C = split_projection(projected, joined(ssm.dt_proj_weight for ssm in ssms), first.ssm.d_state)
+    y = scan_tokens(
+        u=u,
+        delta=delta,
+        A=decay_rates(joined(ssm.A_log for ssm in ssms)),
+        B=B,
+        C=C,
+        D=at_least_fp32(joined(ssm.D for ssm in ssms)),
+        delta_bias=at_least_fp32(joined(ssm.dt_proj_bias for ssm in ssms)) * first.ssm.bias_count,
+        order=order,
+        merge=False,
+        local_window=first.ssm.local_window,
+    )
+    y = F.layer_norm(y[:, : height * width], grouped[-1:], eps=first.norm.eps)
+    scale, shift = (torch.stack([getattr(group.norm, name) for group in groups]) for name in ('weight', 'bias'))
+    y = torch.addcmul(shift, y, scale).to(x.dtype) * F.silu(z)
+    return product(y, [group.out_proj.weight for group in groups]).reshape(x.shape)
 
 
 class GroupMambaBlock(nn.Module):
