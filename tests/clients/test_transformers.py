@@ -67,12 +67,16 @@ def test_a_program_that_does_not_know_us(setting, tmp_path):
 
 def test_backbone(setting):
     folder, model = setting
-    backbone = transformers.TimmBackbone.from_pretrained(f'local-dir:{folder}', out_indices=(1, 3)).eval()
-    images = torch.rand(1, 3, 96, 96)
+    name, images = f'local-dir:{folder}', torch.rand(1, 3, 96, 96)
+    config = transformers.TimmBackboneConfig(backbone=name, out_indices=(1, 3))
     with torch.inference_mode():
-        maps = backbone(images).feature_maps
         expected = model.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+        for backbone in (
+            transformers.TimmBackbone.from_pretrained(name, out_indices=(1, 3)),
+            transformers.AutoBackbone.from_config(config, pretrained=True),
+        ):
+            maps = backbone.eval()(images).feature_maps
+            assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
 
 
 @pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
