@@ -45,18 +45,29 @@ def write_images(data, label, folder, count):
     """The first `count` images of a class, as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in torch.nonzero(data.targets == label)[:count, 0].tolist():
-        Image.fromarray(data.data[index].numpy()).save(folder / f'{index:05d}.png')
+        Image.fromarray(data.data[index].numpy()).save(
+            folder / f'{index:05d}.png'
+        )
 
 
-training, test = FashionMNIST('data', download=True), FashionMNIST('data', train=False)
+training, test = (
+    FashionMNIST('data', download=True),
+    FashionMNIST('data', train=False),
+)
 for label, name in enumerate(training.classes):
     root, count = (SMALL, 20) if name in NEW else (BIG, 600)
-    write_images(training, label, root / 'train' / name.replace('/', ' or '), count)
-    write_images(test, label, root / 'validation' / name.replace('/', ' or '), 250)
+    write_images(
+        training, label, root / 'train' / name.replace('/', ' or '), count
+    )
+    write_images(
+        test, label, root / 'validation' / name.replace('/', ' or '), 250
+    )
 
 # %% alt="Five training images of each of the four classes: ankle boots, coats, dresses and shirts, white on black"
 folders = sorted((SMALL / 'train').iterdir())
-figure, axes = plt.subplots(len(folders), 5, figsize=(6, 5), layout='constrained')
+figure, axes = plt.subplots(
+    len(folders), 5, figsize=(6, 5), layout='constrained'
+)
 for row, folder in zip(axes, folders, strict=True):
     row[0].set_ylabel(folder.name, fontsize=13)
     for axis, file in zip(row, sorted(folder.iterdir()), strict=False):
@@ -72,8 +83,17 @@ plt.show()
 # [`train`](../api/train.md) is what `visionssm train` runs; each keyword is one of its keys.
 
 # %%
-common = dict(model='vmamba_nano', model_args={'in_chans': 1}, img_size=32, workers=0, scale=[0.6, 1.0], log_steps=1000)
-recipe = load_recipe(data=str(BIG), epochs=2, batch_size=64, lr=2e-3, warmup_epochs=0.3, **common)
+common = dict(
+    model='vmamba_nano',
+    model_args={'in_chans': 1},
+    img_size=32,
+    workers=0,
+    scale=[0.6, 1.0],
+    log_steps=1000,
+)
+recipe = load_recipe(
+    data=str(BIG), epochs=2, batch_size=64, lr=2e-3, warmup_epochs=0.3, **common
+)
 history = train(recipe, RUNS / 'base', say=print)
 
 # %% [markdown]
@@ -84,17 +104,33 @@ history = train(recipe, RUNS / 'base', say=print)
 # it is.
 
 # %%
-short = dict(data=str(SMALL), epochs=20, batch_size=20, warmup_epochs=2, **common)
-tuned = train(
-    load_recipe(initial=str(RUNS / 'base'), lr=1e-3, layer_decay=0.8, **short), RUNS / 'tuned', say=lambda line: None
+short = dict(
+    data=str(SMALL), epochs=20, batch_size=20, warmup_epochs=2, **common
 )
-scratch = train(load_recipe(lr=2e-3, **short), RUNS / 'scratch', say=lambda line: None)
+tuned = train(
+    load_recipe(initial=str(RUNS / 'base'), lr=1e-3, layer_decay=0.8, **short),
+    RUNS / 'tuned',
+    say=lambda line: None,
+)
+scratch = train(
+    load_recipe(lr=2e-3, **short), RUNS / 'scratch', say=lambda line: None
+)
 
 # %% alt="Accuracy on the held-out images against epochs, of the fine-tuned model and of the one from scratch"
 figure, axis = plt.subplots(figsize=(7, 3.6), layout='constrained')
-for history, name, colour, style in ((tuned, 'fine-tuned', '#0072b2', '-'), (scratch, 'from scratch', '#d55e00', '--')):
+for history, name, colour, style in (
+    (tuned, 'fine-tuned', '#0072b2', '-'),
+    (scratch, 'from scratch', '#d55e00', '--'),
+):
     accuracy = [100 * epoch.accuracy for epoch in history]
-    axis.plot(range(1, len(accuracy) + 1), accuracy, style, color=colour, lw=2.5, label=name)
+    axis.plot(
+        range(1, len(accuracy) + 1),
+        accuracy,
+        style,
+        color=colour,
+        lw=2.5,
+        label=name,
+    )
 axis.set_xlabel('epoch', fontsize=13)
 axis.set_ylabel('accuracy in %', fontsize=13)
 axis.tick_params(labelsize=12)
@@ -111,7 +147,10 @@ plt.show()
 
 # %%
 results = {
-    name: validate(Options(str(SMALL), f'local-dir:{RUNS / name}', workers=0), RUNS / 'results')
+    name: validate(
+        Options(str(SMALL), f'local-dir:{RUNS / name}', workers=0),
+        RUNS / 'results',
+    )
     for name in ('tuned', 'scratch')
 }
 for name, result in results.items():
@@ -130,7 +169,9 @@ files = sorted((SMALL / 'validation').rglob('*.png'))
 found = list(classify(model, files, topk=1))
 for entry in found[::125]:
     (best,) = entry['predictions']
-    print(f'{Path(entry["file"]).parent.name:10}  {best["label"]:10}  {100 * best["probability"]:.0f} %')
+    print(
+        f'{Path(entry["file"]).parent.name:10}  {best["label"]:10}  {100 * best["probability"]:.0f} %'
+    )
 
 # %% [markdown]
 # What is taken for what? Rows are the truth, columns what the model says.
@@ -140,11 +181,21 @@ classes = [folder.name for folder in folders]
 confusion = np.zeros((len(classes), len(classes)), int)
 for entry in found:
     truth = Path(entry['file']).parent.name
-    confusion[classes.index(truth), classes.index(entry['predictions'][0]['label'])] += 1
+    confusion[
+        classes.index(truth), classes.index(entry['predictions'][0]['label'])
+    ] += 1
 figure, axis = plt.subplots(figsize=(6, 4.6), layout='constrained')
 axis.imshow(confusion, cmap='Blues', vmin=0, vmax=250)
 for (row, column), count in np.ndenumerate(confusion):
-    axis.text(column, row, count, ha='center', va='center', fontsize=14, color='white' if count > 125 else 'black')
+    axis.text(
+        column,
+        row,
+        count,
+        ha='center',
+        va='center',
+        fontsize=14,
+        color='white' if count > 125 else 'black',
+    )
 axis.set_xticks(range(len(classes)), classes, fontsize=12)
 axis.set_yticks(range(len(classes)), classes, fontsize=12)
 plt.show()
@@ -157,7 +208,9 @@ plt.show()
 
 # %%
 again = timm.create_model(f'local-dir:{RUNS / "tuned"}', pretrained=True).eval()
-transform = create_transform(**resolve_data_config(model=again), is_training=False)
+transform = create_transform(
+    **resolve_data_config(model=again), is_training=False
+)
 image = transform(Image.open(files[0])).unsqueeze(0)
 with torch.inference_mode():
     probability = again(image).softmax(1).max().item()

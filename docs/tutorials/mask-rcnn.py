@@ -45,22 +45,53 @@ def write_split(name, count, train, part):
     """`count` scenes as JPEG files, and NAME.json."""
     clothes = FashionMNIST('data', train=train, download=True)
     chosen = torch.isin(clothes.targets, torch.tensor(list(KINDS)))
-    items, kinds = clothes.data[chosen].numpy() / 255, clothes.targets[chosen].numpy()
-    photos = [photo[:, part(photo.shape[1])] for photo in load_sample_images().images]
+    items, kinds = (
+        clothes.data[chosen].numpy() / 255,
+        clothes.targets[chosen].numpy(),
+    )
+    photos = [
+        photo[:, part(photo.shape[1])] for photo in load_sample_images().images
+    ]
     folder, rng = DATA / name, np.random.default_rng(train)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(1, count + 1):
         scene, objects = make_scene(rng, 96, items, kinds, photos)
         Image.fromarray(scene).save(folder / f'{number}.jpg')
-        images.append({'id': number, 'file_name': f'{number}.jpg', 'height': 96, 'width': 96})
+        images.append(
+            {
+                'id': number,
+                'file_name': f'{number}.jpg',
+                'height': 96,
+                'width': 96,
+            }
+        )
         for kind, mask in objects:
-            (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]].tolist() for axis in (1, 0))
+            (top, bottom), (left, right) = (
+                np.flatnonzero(mask.any(axis))[[0, -1]].tolist()
+                for axis in (1, 0)
+            )
             box = [left, top, right - left + 1, bottom - top + 1]
-            about = {'id': len(annotations) + 1, 'image_id': number, 'category_id': kind, 'iscrowd': 0}
-            annotations.append(about | {'bbox': box, 'area': int(mask.sum()), 'segmentation': run_lengths(mask)})
+            about = {
+                'id': len(annotations) + 1,
+                'image_id': number,
+                'category_id': kind,
+                'iscrowd': 0,
+            }
+            annotations.append(
+                about
+                | {
+                    'bbox': box,
+                    'area': int(mask.sum()),
+                    'segmentation': run_lengths(mask),
+                }
+            )
     categories = [{'id': kind, 'name': name} for kind, name in KINDS.items()]
-    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    content = {
+        'images': images,
+        'annotations': annotations,
+        'categories': categories,
+    }
     (DATA / f'{name}.json').write_text(json.dumps(content, default=int))
     print(f'{name}: {len(images)} images, {len(annotations)} objects')
 
@@ -76,13 +107,25 @@ write_split('validation', 40, False, lambda width: slice(3 * width // 4, width))
 
 # %%
 config = Config.fromfile(find_config('mask-rcnn_vmamba-nano_fpn_digits'))
-classes = tuple(entry['name'] for entry in json.loads((DATA / 'train.json').read_text())['categories'])
-for loader, name in ((config.train_dataloader, 'train'), (config.val_dataloader, 'validation')):
+classes = tuple(
+    entry['name']
+    for entry in json.loads((DATA / 'train.json').read_text())['categories']
+)
+for loader, name in (
+    (config.train_dataloader, 'train'),
+    (config.val_dataloader, 'validation'),
+):
     loader.dataset.update(
-        data_root=str(DATA), ann_file=f'{name}.json', data_prefix={'img': name}, metainfo={'classes': classes}
+        data_root=str(DATA),
+        ann_file=f'{name}.json',
+        data_prefix={'img': name},
+        metainfo={'classes': classes},
     )
 config.val_evaluator.ann_file = str(DATA / 'validation.json')
-config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
+config.test_dataloader, config.test_evaluator = (
+    config.val_dataloader,
+    config.val_evaluator,
+)
 for head in ('bbox_head', 'mask_head'):
     config.model.roi_head[head].num_classes = len(classes)
 
@@ -107,7 +150,12 @@ assert scores['coco/bbox_mAP_50'] >= 0.3 and scores['coco/segm_mAP_50'] >= 0.3
 # %% alt="The training loss against the number of updates: it falls from the start to the end"
 figure, axis = plt.subplots(figsize=(7, 3), layout='constrained')
 steps = [line for line in logged if 'loss' in line]
-axis.plot([line['step'] for line in steps], [line['loss'] for line in steps], color='#0072b2', lw=2.5)
+axis.plot(
+    [line['step'] for line in steps],
+    [line['loss'] for line in steps],
+    color='#0072b2',
+    lw=2.5,
+)
 axis.set_xlabel('update', fontsize=13)
 axis.set_ylabel('loss', fontsize=13)
 axis.tick_params(labelsize=12)
@@ -124,7 +172,9 @@ plt.show()
 model = init_detector(config, str(RUNS / 'work/epoch_3.pth'), device='cpu')
 colours = dict(zip(classes, ('#56b4e9', '#e69f00', '#f0e442'), strict=True))
 figure, axes = plt.subplots(2, 3, figsize=(9, 6.2), layout='constrained')
-for axis, file in zip(axes.flat, sorted((DATA / 'validation').iterdir()), strict=False):
+for axis, file in zip(
+    axes.flat, sorted((DATA / 'validation').iterdir()), strict=False
+):
     found = inference_detector(model, str(file)).pred_instances
     found = found[found.scores >= 0.5]
     picture = np.asarray(Image.open(file)) / 255
@@ -132,10 +182,29 @@ for axis, file in zip(axes.flat, sorted((DATA / 'validation').iterdir()), strict
         colour = np.array(plt.matplotlib.colors.to_rgb(colours[classes[label]]))
         picture[mask] = 0.5 * picture[mask] + 0.5 * colour
     axis.imshow(picture)
-    for (left, top, right, bottom), label in zip(found.bboxes.tolist(), found.labels, strict=True):
+    for (left, top, right, bottom), label in zip(
+        found.bboxes.tolist(), found.labels, strict=True
+    ):
         name = classes[label]
-        axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colours[name], lw=2.5))
-        axis.text(left, max(top, 7), name, fontsize=11, color='black', backgroundcolor=colours[name], va='bottom')
+        axis.add_patch(
+            plt.Rectangle(
+                (left, top),
+                right - left,
+                bottom - top,
+                fill=False,
+                color=colours[name],
+                lw=2.5,
+            )
+        )
+        axis.text(
+            left,
+            max(top, 7),
+            name,
+            fontsize=11,
+            color='black',
+            backgroundcolor=colours[name],
+            va='bottom',
+        )
     axis.set(xticks=[], yticks=[], xlim=(0, 95), ylim=(95, 0))
 plt.show()
 

@@ -18,8 +18,12 @@ from visionssm.apps.classify import load_classifier
 from visionssm.apps.features import extract, image_files
 
 RUNS = Path('runs/fine-tuning')
-FOLDER = RUNS / 'small/validation'  # or any folder of images, in subfolders by kind
-MODELS = {name: f'local-dir:{RUNS / name}' for name in ('base', 'tuned')}  # or 'vmamba_tiny_s1l8', and others
+FOLDER = (
+    RUNS / 'small/validation'
+)  # or any folder of images, in subfolders by kind
+MODELS = {
+    name: f'local-dir:{RUNS / name}' for name in ('base', 'tuned')
+}  # or 'vmamba_tiny_s1l8', and others
 
 # %% [markdown]
 # ## Features
@@ -30,8 +34,13 @@ MODELS = {name: f'local-dir:{RUNS / name}' for name in ('base', 'tuned')}  # or 
 # %%
 files = image_files([FOLDER])
 labels = np.array([file.parent.name for file in files])
-vectors = {name: np.concatenate(list(extract(load_classifier(model), files))) for name, model in MODELS.items()}
-vectors['pixels'] = np.stack([np.asarray(Image.open(file), np.float32).ravel() for file in files])  # to compare with
+vectors = {
+    name: np.concatenate(list(extract(load_classifier(model), files)))
+    for name, model in MODELS.items()
+}
+vectors['pixels'] = np.stack(
+    [np.asarray(Image.open(file), np.float32).ravel() for file in files]
+)  # to compare with
 for name, value in vectors.items():
     value /= np.linalg.norm(value, axis=1, keepdims=True)
     print(name, value.shape)
@@ -52,9 +61,15 @@ def neighbours(value, count):
 
 # %% alt="Two queries of each kind, each followed by its six nearest neighbours; frames say which are of the same kind"
 kinds = sorted(set(labels))
-queries = [int(index) for kind in kinds for index in np.flatnonzero(labels == kind)[[5, 50]]]
+queries = [
+    int(index)
+    for kind in kinds
+    for index in np.flatnonzero(labels == kind)[[5, 50]]
+]
 nearest = neighbours(vectors['tuned'], 6)
-figure, axes = plt.subplots(len(queries), 7, figsize=(7.5, 9), layout='constrained')
+figure, axes = plt.subplots(
+    len(queries), 7, figsize=(7.5, 9), layout='constrained'
+)
 for row, query in zip(axes, queries, strict=True):
     for axis, index in zip(row, [query, *nearest[query]], strict=True):
         right = labels[index] == labels[query]
@@ -62,7 +77,14 @@ for row, query in zip(axes, queries, strict=True):
         axis.set(xticks=[], yticks=[])
         axis.set_xlabel('' if right else labels[index], fontsize=12)
         for side in axis.spines.values():
-            side.set(color='black' if index == query else '#0072b2' if right else '#d55e00', linewidth=3.5)
+            side.set(
+                color='black'
+                if index == query
+                else '#0072b2'
+                if right
+                else '#d55e00',
+                linewidth=3.5,
+            )
     row[0].set_ylabel(labels[query], fontsize=12)
 plt.show()
 
@@ -82,21 +104,29 @@ def precision(value):
 
 
 def five_shot(value):
-    """Share of right names, by five examples of each kind; the examples are not counted."""
+    """Share of right names, by five examples of each kind."""
     examples = np.stack([np.flatnonzero(labels == kind)[:5] for kind in kinds])
     said = np.array(kinds)[(value @ value[examples].mean(1).T).argmax(1)]
     return np.delete(said == labels, examples).mean()
 
 
-scores = {name: (100 * precision(value), 100 * five_shot(value)) for name, value in vectors.items()}
+scores = {
+    name: (100 * precision(value), 100 * five_shot(value))
+    for name, value in vectors.items()
+}
 for name, (near, named) in scores.items():
     print(f'{name:6}  {near:.0f} % of neighbours, {named:.0f} % of names')
-assert scores['tuned'][0] > scores['base'][0] and scores['tuned'][1] > scores['base'][1]
+assert (
+    scores['tuned'][0] > scores['base'][0]
+    and scores['tuned'][1] > scores['base'][1]
+)
 assert scores['tuned'][1] > scores['pixels'][1] > 25  # by chance
 
 # %% alt="Share of right neighbours and of right names, for base features, tuned features and pixels"
 figure, axis = plt.subplots(figsize=(7.5, 2.8), layout='constrained')
-for (name, values), colour, marker in zip(scores.items(), ('#56b4e9', '#0072b2', '#d55e00'), 'sov', strict=True):
+for (name, values), colour, marker in zip(
+    scores.items(), ('#56b4e9', '#0072b2', '#d55e00'), 'sov', strict=True
+):
     axis.plot(values, [0, 1], marker, color=colour, ms=13, label=name)
 axis.set_yticks([0, 1], ['neighbours', 'names'], fontsize=14)
 axis.set_ylim(1.5, -0.5)

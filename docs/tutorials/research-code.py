@@ -22,13 +22,16 @@ from visionssm.ops import available_backends, selective_scan_fn
 
 
 def selective_scan(u, delta, A, B, C, D, delta_bias):
-    """The loop: u and delta (batch, channels, length), A (channels, states), B and C (batch, states, length)."""
+    """u, delta (batch, channels, length), A (channels, states), B, C (batch, states, length)."""
     delta = F.softplus(delta + delta_bias[:, None])
     state = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     outputs = []
     for t in range(u.shape[2]):
         decay = torch.exp(delta[:, :, t, None] * A)
-        state = decay * state + (delta[:, :, t] * u[:, :, t])[..., None] * B[:, None, :, t]
+        state = (
+            decay * state
+            + (delta[:, :, t] * u[:, :, t])[..., None] * B[:, None, :, t]
+        )
         outputs.append((state * C[:, None, :, t]).sum(-1))
     return torch.stack(outputs, dim=2) + D[:, None] * u
 
@@ -44,7 +47,9 @@ class Block(nn.Module):
         self.conv = nn.Conv1d(2 * dim, 2 * dim, 4, padding=3, groups=2 * dim)
         self.x_proj = nn.Linear(2 * dim, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, 2 * dim)
-        self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(2 * dim, 1))
+        self.A_log = nn.Parameter(
+            torch.arange(1.0, states + 1).log().repeat(2 * dim, 1)
+        )
         self.D = nn.Parameter(torch.ones(2 * dim))
         self.out_proj = nn.Linear(2 * dim, dim, bias=False)
 
@@ -52,9 +57,13 @@ class Block(nn.Module):
         """(batch, length, dim), the same shape back."""
         u, gate = self.in_proj(self.norm(x)).transpose(1, 2).chunk(2, dim=1)
         u = F.silu(self.conv(u)[..., : x.shape[1]])
-        delta, B, C = self.x_proj(u.transpose(1, 2)).split([self.rank, self.states, self.states], dim=2)
+        delta, B, C = self.x_proj(u.transpose(1, 2)).split(
+            [self.rank, self.states, self.states], dim=2
+        )
         delta = (delta @ self.dt_proj.weight.t()).transpose(1, 2)
-        y = self.scan(u, delta, -self.A_log.exp(), B.transpose(1, 2), C.transpose(1, 2))
+        y = self.scan(
+            u, delta, -self.A_log.exp(), B.transpose(1, 2), C.transpose(1, 2)
+        )
         return x + self.out_proj((y * F.silu(gate)).transpose(1, 2))
 
     def scan(self, u, delta, A, B, C):
@@ -75,7 +84,16 @@ class FusedBlock(Block):
 
     def scan(self, u, delta, A, B, C):
         """The part that has changed."""
-        return selective_scan_fn(u, delta, A, B, C, self.D, delta_bias=self.dt_proj.bias, delta_softplus=True)
+        return selective_scan_fn(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+        )
 
 
 print(available_backends('cpu'))
@@ -106,11 +124,16 @@ def output_and_gradients(block):
     block.zero_grad()
     output = block(tokens)
     (output * weight).sum().backward()
-    return {'output': output.detach()} | {name: p.grad.clone() for name, p in block.named_parameters()}
+    return {'output': output.detach()} | {
+        name: p.grad.clone() for name, p in block.named_parameters()
+    }
 
 
 expected, got = output_and_gradients(before), output_and_gradients(after)
-errors = {name: ((got[name] - value).norm() / value.norm()).item() for name, value in expected.items()}
+errors = {
+    name: ((got[name] - value).norm() / value.norm()).item()
+    for name, value in expected.items()
+}
 for name, error in errors.items():
     print(f'{name:16} {error:.0e}')
 assert max(errors.values()) < 1e-5
@@ -136,15 +159,36 @@ def seconds(block, length):
 
 
 lengths = (64, 196, 784, 1568)
-times = {name: [1000 * seconds(block, n) for n in lengths] for name, block in (('loop', before), ('fused', after))}
+times = {
+    name: [1000 * seconds(block, n) for n in lengths]
+    for name, block in (('loop', before), ('fused', after))
+}
 for length, loop, fused in zip(lengths, *times.values(), strict=True):
-    print(f'{length:5} tokens: {loop:7.1f} ms as a loop, {fused:6.1f} ms fused, {loop / fused:.1f} times as fast')
+    print(
+        f'{length:5} tokens: {loop:7.1f} ms as a loop, {fused:6.1f} ms fused, {loop / fused:.1f} times as fast'
+    )
 assert times['loop'][-1] > 3 * times['fused'][-1]
 
 # %% alt="Time against the number of tokens, both on logarithmic scales: the fused block is far below the loop"
 figure, axis = plt.subplots(figsize=(7, 3.8), layout='constrained')
-axis.loglog(lengths, times['loop'], 's--', color='#d55e00', lw=2.5, ms=8, label='loop over tokens')
-axis.loglog(lengths, times['fused'], 'o-', color='#0072b2', lw=2.5, ms=8, label='selective_scan_fn')
+axis.loglog(
+    lengths,
+    times['loop'],
+    's--',
+    color='#d55e00',
+    lw=2.5,
+    ms=8,
+    label='loop over tokens',
+)
+axis.loglog(
+    lengths,
+    times['fused'],
+    'o-',
+    color='#0072b2',
+    lw=2.5,
+    ms=8,
+    label='selective_scan_fn',
+)
 axis.set_xticks(lengths, lengths, fontsize=12)
 axis.minorticks_off()
 axis.tick_params(labelsize=12)

@@ -31,7 +31,9 @@ from visionssm.scans import get_scan, register_scan
 
 
 # %%
-@register_scan('edge_in', meaning='From the edge to the middle', source='this page')
+@register_scan(
+    'edge_in', meaning='From the edge to the middle', source='this page'
+)
 def edge_in(height, width):
     """Token positions by their distance from the middle, farthest first."""
     rows, columns = np.mgrid[:height, :width]
@@ -83,7 +85,9 @@ def accuracy(order, seed, epochs=4):
         class_token=False, scan=order,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * len(x) // 25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 4e-3, total_steps=epochs * len(x) // 25
+    )
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(25):
             optimizer.zero_grad()
@@ -91,18 +95,29 @@ def accuracy(order, seed, epochs=4):
             optimizer.step()
             schedule.step()
     with torch.inference_mode():
-        return 100 * (model.eval()(x_test).argmax(1) == y_test).float().mean().item()
+        return (
+            100
+            * (model.eval()(x_test).argmax(1) == y_test).float().mean().item()
+        )
 
 
 SEEDS = range(3)
 with use_backend('linear=torch'):  # faster for layers this narrow
-    results = {name: np.array([accuracy(order, seed) for seed in SEEDS]) for name, order in ORDERS.items()}
+    results = {
+        name: np.array([accuracy(order, seed) for seed in SEEDS])
+        for name, order in ORDERS.items()
+    }
 for name, values in results.items():
-    print(f'{name:8} {values.mean():.1f} % on average;', ', '.join(f'{value:.1f}' for value in values))
+    print(
+        f'{name:8} {values.mean():.1f} % on average;',
+        ', '.join(f'{value:.1f}' for value in values),
+    )
 
 # %% alt="Test accuracy of each order, one point per seed, and a bar at the mean"
 figure, axis = plt.subplots(figsize=(7, 2.8), layout='constrained')
-for row, (values, colour) in enumerate(zip(results.values(), ('#0072b2', '#d55e00', '#009e73'), strict=True)):
+for row, (values, colour) in enumerate(
+    zip(results.values(), ('#0072b2', '#d55e00', '#009e73'), strict=True)
+):
     axis.plot(values, [row] * len(values), 'o', color=colour, ms=11, alpha=0.7)
     axis.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, lw=3)
 axis.set_yticks(range(len(results)), results, fontsize=14)
@@ -125,11 +140,16 @@ for first, second in itertools.combinations(results, 2):
     mean, spread = difference.mean(), difference.std(ddof=1)
     interval = stats.t.ppf(0.975, len(SEEDS) - 1) * spread / len(SEEDS) ** 0.5
     verdict = 'clear' if abs(mean) > interval else 'within chance'
-    print(f'{second} - {first}: {mean:+.1f} points, 95 % interval ±{interval:.1f}: {verdict}')
-assert all(values.min() > 50 for values in results.values())  # each learns; chance is 10 %
+    print(
+        f'{second} - {first}: {mean:+.1f} points, 95 % interval ±{interval:.1f}: {verdict}'
+    )
+assert all(
+    values.min() > 50 for values in results.values()
+)  # each learns; chance is 10 %
 
 # %% [markdown]
 # Three seeds show only large effects, and these are of a tiny model, few images and a few hundred updates. Before you
-# choose an order for a model of your own, compare on your own data and at your own size, with `SEEDS = range(10)`.
+# choose an order for a model of your own, compare on your own data and at your own size, with `SEEDS = range(10)`, or
+# [`visionssm compare`](../comparing.md).
 #
 # [Scan orders](../scan-orders.md) lists those that are there; the [playground](../playground.md) walks along them.
