@@ -45,24 +45,29 @@ def neighbors_by_formula(length: int, window: int, dilation: int, device: torch.
 
 
 def _seen(x: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
-    """What every position sees of (B, heads, H, W, C): (B, heads, H, K, W, K, C); sizes may be symbolic."""
-    batch, heads, height, width, channels = x.shape
-    rows = neighbors_by_formula(height, window, dilation[0], x.device)[0].reshape(-1)
-    columns = neighbors_by_formula(width, window, dilation[1], x.device)[0].reshape(-1)
-    seen = x.index_select(2, rows).index_select(3, columns)
-    return seen.reshape(batch, heads, height, window, width, window, channels)
+    """What every position sees of (B, heads, H, W, C): (B heads, H W, K K, C); sizes may be symbolic.
+
+    Of four axes, because OpenVINO 2026.4 gives wrong products of seven that it broadcasts.
+    """
+    height, width, channels = x.shape[2:]
+    rows = neighbors_by_formula(height, window, dilation[0], x.device)[0]
+    columns = neighbors_by_formula(width, window, dilation[1], x.device)[0]
+    keys = rows[:, None, :, None] * width + columns[:, None]  # [H, W, K, K]
+    tokens = x.reshape(-1, height * width, channels)
+    return tokens.index_select(1, keys.reshape(-1)).reshape(-1, height * width, window * window, channels)
 
 
 def na_qk_by_formula(q: Tensor, k: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
     """`na_qk` by gathering keys, unchecked, for programs in plain operators; sizes may be symbolic."""
-    logits = (q[:, :, :, None, :, None] * _seen(k, window, dilation)).sum(-1)  # [B, heads, H, K, W, K]
-    return logits.transpose(3, 4).reshape(*q.shape[:4], window * window)
+    seen = _seen(k, window, dilation)
+    logits = seen @ q.reshape(-1, seen.shape[1], q.shape[4], 1)
+    return logits.reshape(*q.shape[:4], window * window)
 
 
 def na_av_by_formula(attn: Tensor, v: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
     """`na_av`, likewise."""
-    weights = attn.reshape(*v.shape[:4], window, window).transpose(3, 4)
-    return (weights.unsqueeze(-1) * _seen(v, window, dilation)).sum((3, 5))
+    seen = _seen(v, window, dilation)
+    return (attn.reshape(-1, seen.shape[1], 1, window * window) @ seen).reshape(*v.shape)
 
 
 class _Rows:
