@@ -1,13 +1,15 @@
-"""Models as ONNX files of standard operators, by torch's exporter as timm's script calls it, in onnxruntime."""
+"""Models as ONNX files of standard operators, by torch's exporter as timm's script calls it, in onnxruntime and OpenVINO."""
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import timm
 import torch
 
 import visionssm  # noqa: F401  registers the models
 
+_OPENVINO = ('test_vim', 'test_a2mamba')  # a scan in pieces, neighbourhoods: what failed there once
 # walks of different lengths where a map is odd
 _WINDOWS = {'name': 'list', 'of': ['column', *({'name': 'local', 'window': side, 'pad': 'zero'} for side in (2, 3))]}
 
@@ -42,8 +44,13 @@ def test_file_agrees(name, args, sizes, tmp_path):
     )  # fmt: skip
     assert {node.domain for node in onnx.load(path).graph.node} == {''}
     session = onnxruntime.InferenceSession(path)
+    programs = [lambda x: session.run(None, {'input0': x})[0]]
+    if name in _OPENVINO:
+        program = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        programs.append(lambda x: program(x)[0])
     for size in sizes:
         x = torch.randn(3, 3, *size)
         expected = model(x)
-        error = torch.from_numpy(session.run(None, {'input0': x.numpy()})[0]) - expected
-        assert error.abs().max() < 1e-4 * expected.std()
+        for run in programs:
+            error = torch.from_numpy(run(x.numpy())) - expected
+            assert error.abs().max() < 1e-4 * expected.std()
