@@ -1,4 +1,4 @@
-"""Models as ONNX files of standard operators, by torch's exporter as timm's script calls it, in onnxruntime and OpenVINO."""
+"""Models as ONNX files of standard operators, by torch's exporter as timm calls it, in onnxruntime and OpenVINO."""
 
 import onnx
 import onnxruntime
