@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import visionssm.ops.products as products
-from visionssm.layers import Mlp, functional
+from visionssm.layers import Mlp, functional, mlp
 from visionssm.ops import available_backends
 
 needs_onednn = pytest.mark.skipif(
@@ -81,3 +81,18 @@ def test_steps_aside(fast):
     with torch.autocast('cpu', torch.bfloat16):
         mlp.float()(x)
     assert not fast
+
+
+def test_large_batches(monkeypatch):
+    """At inference large batches go through an MLP in parts, unless somebody looks inside."""
+    x, seen = torch.randn(5, 6, 7, 8), []
+    for m in (mlp.DepthwiseMlp(8, 32), mlp.Mlp(8, 32)):
+        whole = m(x)
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(mlp, '_MOST_ELEMENTS', 2 * 6 * 7 * 32 // torch.get_num_threads())
+            mix = m.mix
+            patch.setattr(m, 'mix', lambda images, mix=mix: seen.append(len(images)) or mix(images))
+            torch.testing.assert_close(m(x), whole)
+            m.fc1.register_forward_hook(lambda *_: None)
+            torch.testing.assert_close(m(x), whole)
+    assert seen == [2, 2, 1, 5] * 2

@@ -1,12 +1,47 @@
 """Channel networks on maps: MLPs with and without a depthwise convolution, and the gate of squeeze-and-excitation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import FastLinears, Linear
+from .functional import FastLinears, Linear, is_untouched
+
+# between two layers, per thread: these stay in the cache, and malloc asks the system for no memory to hold them
+_MOST_ELEMENTS = 1 << 21
 
 
-class DepthwiseMlp(FastLinears):
+class ImagewiseMlp(FastLinears):
+    """A network of channels, `mix`, to which a large batch comes in parts at inference on a CPU.
+
+    Args:
+        hidden: Channels between its layers.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to (B, ..., C)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            at_once = self._images_at_once(x)
+            if at_once > 0:
+                return torch.cat([self.mix(images) for images in x.split(at_once)])
+        return self.mix(x)
+
+    @torch.jit.ignore
+    def _images_at_once(self, x: Tensor) -> int:
+        """Images per part; 0: all at once."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+            return 0
+        if type(x) is not Tensor or x.device.type != 'cpu' or not is_untouched(self, _KINDS):
+            return 0
+        between = x[:1].numel() // x.shape[-1] * self.hidden  # per image
+        images = max(_MOST_ELEMENTS * torch.get_num_threads() // max(between, 1), 1)
+        return images if images < len(x) else 0
+
+
+class DepthwiseMlp(ImagewiseMlp):
     """Linear, depthwise 3x3 convolution, GELU, linear, on (B, H, W, C).
 
     Args:
@@ -16,7 +51,7 @@ class DepthwiseMlp(FastLinears):
     """
 
     def __init__(self, dim: int, hidden: int, residual: bool = False, device=None, dtype=None) -> None:
-        super().__init__()
+        super().__init__(hidden)
         dd = {'device': device, 'dtype': dtype}
         self.residual = residual
         self.fc1 = Linear(dim, hidden, **dd)
@@ -24,7 +59,7 @@ class DepthwiseMlp(FastLinears):
         self.act = nn.GELU()
         self.fc2 = Linear(hidden, dim, **dd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """Apply to a map."""
         x = self.fc1(x)
         y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -33,7 +68,7 @@ class DepthwiseMlp(FastLinears):
         return self.fc2(self.act(y))
 
 
-class Mlp(FastLinears):
+class Mlp(ImagewiseMlp):
     """Linear, GELU, linear, on (..., C): timm's, with our linear layers.
 
     Args:
@@ -42,14 +77,17 @@ class Mlp(FastLinears):
     """
 
     def __init__(self, dim: int, hidden: int, device=None, dtype=None) -> None:
-        super().__init__()
+        super().__init__(hidden)
         self.fc1 = Linear(dim, hidden, device=device, dtype=dtype)
         self.act = nn.GELU()
         self.fc2 = Linear(hidden, dim, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """Apply to every token."""
         return self.fc2(self.act(self.fc1(x)))
+
+
+_KINDS = frozenset({DepthwiseMlp, Mlp, Linear, nn.Conv2d, nn.GELU})
 
 
 class NormedGate(nn.Module):
