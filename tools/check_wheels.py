@@ -115,7 +115,7 @@ class RemoteLibrary:
         ]
         for patch in self.patches:
             patch.start()
-        cpu.bind(self, cpu.Scan, 'scan_size', 'scan_forward', 'scan_backward')
+        cpu.bind(self, cpu.Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
         cpu.bind(self, attention_cpu.Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
         return self
 
@@ -194,7 +194,8 @@ def main() -> int:
     parser.add_argument('--output', type=Path, help='JSON file')
     args = parser.parse_args()
     wanted = {'visionssm_has_fp16', 'visionssm_vector_width', 'visionssm_scan_size', 'visionssm_attention_size'}
-    wanted |= {f'visionssm_{name}' for name in ('scan_forward', 'scan_backward', 'na_qk', 'na_av', 'na_av_transposed')}
+    scans, attentions = ('scan_forward', 'scan_backward', 'scan_writes_once'), ('na_qk', 'na_av', 'na_av_transposed')
+    wanted |= {f'visionssm_{name}' for name in (*scans, *attentions)}
     torch.set_num_threads(2)
     expected, results = outcomes(), []
     assert cpu.origin().startswith('compiled here')

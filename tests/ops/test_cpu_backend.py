@@ -196,3 +196,25 @@ def test_report_says_why():
     assert report['cpu'] == '' and report['torch'] == '' and 'cuda' in report['triton']
     assert 'float64' in available_backends('cpu', torch.float64)['cpu']
     assert list(report) == backend_names('scan')
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('channels', [5, 128])
+@pytest.mark.parametrize('orders', ['once', 'u of each direction', 'one direction', 'again'])
+def test_gradients_in_half_precision_are_rounded_once(orders, channels, dtype):
+    length, directions, generator = 19, 1 if orders == 'one direction' else 2, torch.Generator().manual_seed(0)
+    wide = (2, length, directions, channels)
+    u = torch.randn(wide if orders == 'u of each direction' else (2, length, channels), generator=generator).to(dtype)
+    delta = torch.randn(wide, generator=generator).to(dtype)
+    A = -torch.rand(directions, channels, 2, generator=generator)
+    B, C = torch.randn(2, 2, length, directions, 2, generator=generator)
+    order = torch.arange(length).repeat(directions, 1)
+    if orders == 'again':  # the second direction adds to one row of du and ddelta twice, and never writes another
+        order[1, 3] = 4
+    halves, floats = [], []
+    for found, tensors in ((halves, (u, delta)), (floats, (u.float(), delta.float()))):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        out = selective_scan(*leaves, A, B, C, order=order, delta_softplus=True, backend='cpu')
+        found += torch.autograd.grad(out, leaves, torch.ones_like(out))
+    for half, exact in zip(halves, floats, strict=True):
+        torch.testing.assert_close(half, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)

@@ -52,7 +52,7 @@ class InterruptedCompileError(CompileError):
 
 
 _INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads'
-_INTS += ' groups chunk'
+_INTS += ' groups chunk du_dtype ddelta_dtype'
 _INPUTS = 'u delta z A B C D bias order param_order'
 _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
 _OUTPUTS = 'out last_state starts gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
@@ -212,7 +212,7 @@ def library() -> ctypes.CDLL:
         raise CompileError(str(error)) from error
     except OSError as error:
         raise CompileError(f'{path} cannot be loaded: {error}') from error
-    bind(lib, Scan, 'scan_size', 'scan_forward', 'scan_backward')
+    bind(lib, Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
     return lib
 
 
@@ -395,10 +395,15 @@ def backward(
     blocks = -(-channels // library().visionssm_vector_width())
     groups = call.scan.groups = max(1, min(blocks, -(-call.scan.threads // max(batch, 1))))
 
-    def new(name: str, *shape: int) -> Tensor:
-        return call.point(name, torch.empty(shape, dtype=torch.float32))
+    def new(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return call.point(name, torch.empty(shape, dtype=dtype))
 
-    du, ddelta = new('du', *u.shape), new('ddelta', *delta.shape)
+    # what several steps add to is fp32; what is written once may be rounded at once
+    once = 0 if u.dtype == torch.float32 else library().visionssm_scan_writes_once(ctypes.byref(call.scan))
+    du_dtype = u.dtype if once & 1 else torch.float32
+    ddelta_dtype = u.dtype if once & 2 and delta.dtype == u.dtype else torch.float32
+    call.scan.du_dtype, call.scan.ddelta_dtype = DTYPES[du_dtype], DTYPES[ddelta_dtype]
+    du, ddelta = new('du', *u.shape, dtype=du_dtype), new('ddelta', *delta.shape, dtype=ddelta_dtype)
     dA = new('dA', batch, *A.shape)
     dB, dC = (new(name, groups, *B.shape) for name in ('dB', 'dC'))
     dD = None if D is None else new('dD', batch, directions, channels)

@@ -84,6 +84,7 @@ enum { MERGED = 0, PER_DIRECTION = 1, PER_STEP = 2 };
 extern "C" struct Scan {  // every field is 8 bytes wide; `cpu.py` holds the same list
   int64_t batch, length, steps, dirs, channels, states;
   int64_t scalar_decay, softplus, mode, window, dtype, delta_dtype, u_per_dir, threads, groups, chunk;
+  int64_t du_dtype, ddelta_dtype;  // fp32, or that of u or delta where every row is written once
   const void *u, *delta, *z;
   const float *A, *B, *C, *D, *bias;
   const int32_t *order, *param_order;  // (K, T), null: 0..T-1
@@ -93,7 +94,8 @@ extern "C" struct Scan {  // every field is 8 bytes wide; `cpu.py` holds the sam
   float *starts;       // states before every chunk of `chunk` steps, (B, K, chunks, N, D), or null
   const void *gout;    // contiguous, shape of out, dtype of u
   const float *gstate;  // (B, K, D, N) or null
-  float *du, *ddelta, *dA, *dB, *dC, *dD, *dz, *dbias;  // contiguous; dA, dD, dbias per image; dB, dC per group of blocks
+  void *du, *ddelta;
+  float *dA, *dB, *dC, *dD, *dz, *dbias;  // contiguous, as du and ddelta are; dA, dD, dbias per image; dB, dC per group of blocks
   void *gomp_parallel;  // GOMP_parallel of the OpenMP that torch runs on, or null: std::thread
 };
 
@@ -878,33 +880,42 @@ INLINE void adjoint_step(vf dy, vf dt, float B, float C, vf rate, vf decay, vf b
 template <int KIND>
 struct TokenGrads {
   const View<KIND> &view;
-  float *u, *delta, *z;
-  int64_t u_p, delta_p, z_p;
+  float *z;
+  int64_t z_p;
   bool add_u, add_delta;
 
   TokenGrads(const Job &job, const View<KIND> &view) : view(view) {
     const Scan &s = view.s;
-    u = s.du + view.du_base, delta = s.ddelta + view.dd_base;
     z = s.z ? s.dz + view.b * s.length * s.channels + view.d0 : nullptr;
-    u_p = view.du_p, delta_p = view.dd_p, z_p = s.channels;
+    z_p = s.channels;
     add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
     add_delta = !job.params_once[view.k];
   }
   template <int NV>
   INLINE_MEMBER void prefetch(int64_t t) const {
     if (!View<KIND>::FAST || t < 0) return;
-    float *row = u + view.token(t) * u_p, *other = delta + view.param_token(t) * delta_p;
+    const int64_t size_u = view.s.du_dtype == FP32 ? 4 : 2, size_delta = view.s.ddelta_dtype == FP32 ? 4 : 2;
+    const char *u = (const char *)view.s.du + u_row(view.token(t)) * size_u;
+    const char *delta = (const char *)view.s.ddelta + delta_row(view.param_token(t)) * size_delta;
     for (int v = 0; v < NV; v++) {
-      __builtin_prefetch(row + v * W, 1);
-      __builtin_prefetch(other + v * W, 1);
+      __builtin_prefetch(u + v * W * size_u, 1);
+      __builtin_prefetch(delta + v * W * size_delta, 1);
     }
+  }
+  INLINE_MEMBER int64_t u_row(int64_t p) const { return view.du_base + p * view.du_p; }
+  INLINE_MEMBER int64_t delta_row(int64_t q) const { return view.dd_base + q * view.dd_p; }
+  INLINE_MEMBER void put_rounded(void *base, int64_t at, vf value, int64_t dtype, int64_t lanes, bool add) const {
+    if (KIND != FP32 && dtype != FP32)  // written once
+      store_any(base, at, value, View<KIND>::FAST ? (int64_t)KIND : dtype, lanes);
+    else
+      put_row((float *)base + at, value, lanes, add);
   }
   // (11) to (13), and (5) for z; returns what dbias gets
   INLINE_MEMBER vf put(int64_t t, int64_t v, vf u_t, vf dy, vf dt, vf slope, vf skip, const Sums &sums) const {
     const int64_t p = view.token(t), lanes = view.lanes(v);
     const vf raw = (sums.ddt * (1.0f / LOG2E) + sums.weighted * u_t) * slope;
-    put_row(u + p * u_p + v * W, sums.weighted * dt + skip * dy, lanes, add_u);
-    put_row(delta + view.param_token(t) * delta_p + v * W, raw, lanes, add_delta);
+    put_rounded(view.s.du, u_row(p) + v * W, sums.weighted * dt + skip * dy, view.s.du_dtype, lanes, add_u);
+    put_rounded(view.s.ddelta, delta_row(view.param_token(t)) + v * W, raw, view.s.ddelta_dtype, lanes, add_delta);
     if (z) {
       const vf x = view.z(p, v), gate = sigmoid(x), y = sums.y + skip * u_t;
       put_row(z + p * z_p + v * W, output_grad(view, t, p, v) * y * gate * (1.0f + x * (1.0f - gate)), lanes, true);
@@ -1145,9 +1156,9 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
   // rows that several steps add to start from 0
   for (int64_t p = 0; p < s.length; p++) {
     const int64_t token = b * s.length + p;
-    if (!job.params_once[k]) memset(s.ddelta + (token * s.dirs + k) * s.channels + d0, 0, sizeof(float) * all.n);
+    if (!job.params_once[k]) memset((float *)s.ddelta + (token * s.dirs + k) * s.channels + d0, 0, sizeof(float) * all.n);
     if (s.u_per_dir ? !job.once[k] : (k == 0 && !job.once[0]))
-      memset(s.du + (s.u_per_dir ? token * s.dirs + k : token) * s.channels + d0, 0, sizeof(float) * all.n);
+      memset((float *)s.du + (s.u_per_dir ? token * s.dirs + k : token) * s.channels + d0, 0, sizeof(float) * all.n);
     if (s.z && k == 0) memset(s.dz + token * s.channels + d0, 0, sizeof(float) * all.n);
   }
   auto grad_row = [&](float *base, int64_t q) {  // dB or dC: (G, B, L, K, N)
@@ -1225,6 +1236,14 @@ EXPORT int visionssm_has_fp16() { return HAS_FP16; }
 EXPORT int visionssm_vector_width() { return W; }
 EXPORT int64_t visionssm_scan_size() { return sizeof(Scan); }
 
+// Whether the backward pass writes every row of du (1) and of ddelta (2) once, so that they need not be fp32.
+EXPORT int visionssm_scan_writes_once(const Scan *scan) {
+  Job job;
+  prepare(job, *scan);
+  auto all = [](const std::vector<char> &x) { return std::all_of(x.begin(), x.end(), [](char once) { return once; }); };
+  return (all(job.once) && (scan->u_per_dir || scan->dirs == 1) ? 1 : 0) + (all(job.params_once) ? 2 : 0);
+}
+
 EXPORT int visionssm_scan_forward(const Scan *scan) {
   const Scan &s = *scan;
   Job job;
@@ -1248,8 +1267,8 @@ EXPORT int visionssm_scan_backward(const Scan *scan) {
   prepare(job, s);
   job.items = s.batch * s.groups;
   const int64_t tokens = s.batch * s.length, wide = s.dirs * s.channels;
-  hint_large_pages(s.ddelta, tokens * wide * 4);
-  hint_large_pages(s.du, tokens * (s.u_per_dir ? wide : s.channels) * 4);
+  hint_large_pages(s.ddelta, tokens * wide * (s.ddelta_dtype == FP32 ? 4 : 2));
+  hint_large_pages(s.du, tokens * (s.u_per_dir ? wide : s.channels) * (s.du_dtype == FP32 ? 4 : 2));
   hint_large_pages(s.dz, tokens * s.channels * 4);
   on_threads(backward_thread, &job, s.threads < job.items ? s.threads : job.items, s.gomp_parallel);
   return job.failed ? 1 : 0;
