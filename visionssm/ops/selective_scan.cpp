@@ -880,30 +880,33 @@ INLINE void adjoint_step(vf dy, vf dt, float B, float C, vf rate, vf decay, vf b
 template <int KIND>
 struct TokenGrads {
   const View<KIND> &view;
+  void *u, *delta;
   float *z;
-  int64_t z_p;
+  int64_t u_base, u_p, delta_base, delta_p, z_p, u_dtype, delta_dtype;  // copies, as in `View`
   bool add_u, add_delta;
 
   TokenGrads(const Job &job, const View<KIND> &view) : view(view) {
     const Scan &s = view.s;
     z = s.z ? s.dz + view.b * s.length * s.channels + view.d0 : nullptr;
-    z_p = s.channels;
+    u = s.du, u_base = view.du_base, u_p = view.du_p, u_dtype = KIND == FP32 ? (int64_t)FP32 : s.du_dtype;
+    delta = s.ddelta, delta_base = view.dd_base, delta_p = view.dd_p;
+    delta_dtype = KIND == FP32 ? (int64_t)FP32 : s.ddelta_dtype, z_p = s.channels;
     add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
     add_delta = !job.params_once[view.k];
   }
   template <int NV>
   INLINE_MEMBER void prefetch(int64_t t) const {
     if (!View<KIND>::FAST || t < 0) return;
-    const int64_t size_u = view.s.du_dtype == FP32 ? 4 : 2, size_delta = view.s.ddelta_dtype == FP32 ? 4 : 2;
-    const char *u = (const char *)view.s.du + u_row(view.token(t)) * size_u;
-    const char *delta = (const char *)view.s.ddelta + delta_row(view.param_token(t)) * size_delta;
+    const int64_t size_u = u_dtype == FP32 ? 4 : 2, size_delta = delta_dtype == FP32 ? 4 : 2;
+    const char *rows_u = (const char *)u + u_row(view.token(t)) * size_u;
+    const char *rows_delta = (const char *)delta + delta_row(view.param_token(t)) * size_delta;
     for (int v = 0; v < NV; v++) {
-      __builtin_prefetch(u + v * W * size_u, 1);
-      __builtin_prefetch(delta + v * W * size_delta, 1);
+      __builtin_prefetch(rows_u + v * W * size_u, 1);
+      __builtin_prefetch(rows_delta + v * W * size_delta, 1);
     }
   }
-  INLINE_MEMBER int64_t u_row(int64_t p) const { return view.du_base + p * view.du_p; }
-  INLINE_MEMBER int64_t delta_row(int64_t q) const { return view.dd_base + q * view.dd_p; }
+  INLINE_MEMBER int64_t u_row(int64_t p) const { return u_base + p * u_p; }
+  INLINE_MEMBER int64_t delta_row(int64_t q) const { return delta_base + q * delta_p; }
   INLINE_MEMBER void put_rounded(void *base, int64_t at, vf value, int64_t dtype, int64_t lanes, bool add) const {
     if (KIND != FP32 && dtype != FP32)  // written once
       store_any(base, at, value, View<KIND>::FAST ? (int64_t)KIND : dtype, lanes);
@@ -914,8 +917,8 @@ struct TokenGrads {
   INLINE_MEMBER vf put(int64_t t, int64_t v, vf u_t, vf dy, vf dt, vf slope, vf skip, const Sums &sums) const {
     const int64_t p = view.token(t), lanes = view.lanes(v);
     const vf raw = (sums.ddt * (1.0f / LOG2E) + sums.weighted * u_t) * slope;
-    put_rounded(view.s.du, u_row(p) + v * W, sums.weighted * dt + skip * dy, view.s.du_dtype, lanes, add_u);
-    put_rounded(view.s.ddelta, delta_row(view.param_token(t)) + v * W, raw, view.s.ddelta_dtype, lanes, add_delta);
+    put_rounded(u, u_row(p) + v * W, sums.weighted * dt + skip * dy, u_dtype, lanes, add_u);
+    put_rounded(delta, delta_row(view.param_token(t)) + v * W, raw, delta_dtype, lanes, add_delta);
     if (z) {
       const vf x = view.z(p, v), gate = sigmoid(x), y = sums.y + skip * u_t;
       put_row(z + p * z_p + v * W, output_grad(view, t, p, v) * y * gate * (1.0f + x * (1.0f - gate)), lanes, true);
