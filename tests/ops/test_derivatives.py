@@ -1,5 +1,7 @@
 """Derivatives of every kind: forward mode, gradients of gradients, and torch.func's transforms, nested."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -137,6 +139,30 @@ def test_opcheck():
     weights = torch.rand(1, 2, 4, 5, 9)
     for op, pair in ((OPS.na_qk, (q, k)), (OPS.na_av, (weights, v)), (OPS.na_av_transposed, (weights, v))):
         torch.library.opcheck(op.default, (*(x.clone().requires_grad_() for x in pair), 3, [1, 1]))
+
+
+def test_tangents_of_tangents(monkeypatch):
+    """Forward mode within forward mode; torch switches it off in the `jvp` of an `autograd.Function`."""
+    monkeypatch.setattr(products, '_LEAST_WORK', 0)
+    tensors = scan_inputs()
+
+    def scaled(c, backend='reference', dtype=torch.float64):
+        return scan(*((c * x).to(dtype) for x in tensors), backend=backend).double()
+
+    first, second = torch.randn(2, 4, 4)
+    pairs = [
+        (partial(scaled, backend='torch'), scaled),
+        (partial(scaled, backend='cpu', dtype=torch.float32), scaled),
+        (lambda c: linear(c * first, c * second), lambda c: c**2 * first @ second.t()),
+        *(
+            (lambda c, f=f, a=a, b=b: f(c * a, c * b), lambda c, f=f, a=a, b=b: c**2 * f(a, b))
+            for f, a, b in bilinear().values()
+        ),
+    ]
+    for function, expected in pairs:
+        c = torch.tensor(0.9)
+        got, expected = (jacfwd(jacfwd(f))(c) for f in (function, expected))
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3, check_dtype=False)
 
 
 @pytest.mark.parametrize('name', FAMILIES)

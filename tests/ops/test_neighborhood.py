@@ -178,6 +178,12 @@ def test_bad_input():
         na_qk(q, k, 4, [1, 1])
     with pytest.raises(ValueError, match=r'\(2, 2, 6, 9, 4\) and \(2, 2, 5, 9, 4\)'):
         na_qk(q, k[:, :, 1:], 3, [1, 1])
+    with pytest.raises(ValueError, match='both must be alike'):
+        na_qk(q, q.bfloat16(), 3, [1, 1])
+    with pytest.raises(ValueError, match='on meta; both must be alike'):
+        na_qk(q, q.to('meta'), 3, [1, 1])
+    with pytest.raises(TypeError, match='tensors are torch.int32'):
+        na_qk(q.int(), q.int(), 3, [1, 1])
     with pytest.raises(ValueError, match='9 last'):
         na_av(q, v, 3, [1, 1])
     with pytest.raises(ValueError, match="'flash'; choose from natten, cpu, torch"):

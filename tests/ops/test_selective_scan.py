@@ -374,6 +374,9 @@ def test_autocast_is_left_alone():
         ({'param_order': torch.zeros(2, 4, dtype=torch.long)}, ValueError, 'param_order has 4 steps'),
         ({'per_step': True}, ValueError, 'merge=False'),
         ({'local_window': 0}, ValueError, 'local_window is 0'),
+        ({'local_window': 1.5}, ValueError, 'local_window is 1.5'),
+        ({'u': 'x'}, TypeError, 'u is a str; it must be a tensor'),
+        ({'order': [[0]]}, TypeError, 'order is a list; it must be a tensor'),
         ({'backend': 'cuda'}, ValueError, 'triton, cpu, torch, reference'),
     ],
 )

@@ -51,11 +51,11 @@ def selective_scan_fn(
         raise ValueError(f'A has shape {tuple(A.shape)}; expected ({channels}, N)')
     d_state = A.shape[1]
     # a constant (D, N) parameter differs by channel: every channel is then a group of its own
-    counts = [channels if x.ndim == 2 else 1 if x.ndim == 3 else x.shape[1] for x in (B, C)]
+    counts = [channels if x.ndim == 2 else x.shape[1] if x.ndim == 4 else 1 for x in (B, C)]
     groups = max(counts)
     for name, x, count in (('B', B, counts[0]), ('C', C, counts[1])):
         shapes = {2: (channels, d_state), 3: (batch, d_state, length), 4: (batch, count, d_state, length)}
-        if tuple(x.shape) != shapes.get(x.ndim) or groups % count or channels % count:
+        if tuple(x.shape) != shapes.get(x.ndim) or not count or groups % count or channels % count:
             allowed = f'({channels}, {d_state}), ({batch}, {d_state}, {length}) or ({batch}, G, {d_state}, {length})'
             raise ValueError(f'{name} has shape {tuple(x.shape)}; allowed are {allowed}, G dividing {channels}')
     for name, x, shape in (('z', z, u.shape), ('D', D, (channels,)), ('delta_bias', delta_bias, (channels,))):

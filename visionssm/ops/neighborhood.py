@@ -44,6 +44,7 @@ def na_qk(q: Tensor, k: Tensor, window: int, dilation: list[int], backend: str |
     if not torch.jit.is_scripting():
         if wants_plain():
             return na_qk_by_formula(q, k, window, dilation)
+        _check_kinds(q, k)
         return _na_qk(q, k, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_qk(q, k, window, dilation)
 
@@ -69,6 +70,7 @@ def na_av(attn: Tensor, v: Tensor, window: int, dilation: list[int], backend: st
     if not torch.jit.is_scripting():
         if wants_plain():
             return na_av_by_formula(attn, v, window, dilation)
+        _check_kinds(attn, v)
         return _na_av(attn, v, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_av(attn, v, window, dilation)
 
@@ -115,6 +117,13 @@ def _check(x: Tensor, other: Tensor, channels: int) -> None:
             f'shapes are {tuple(x.shape)} and {tuple(other.shape)}; expected are (B, heads, H, W, C), and the same '
             f'with {channels} last'
         )
+
+
+def _check_kinds(x: Tensor, other: Tensor) -> None:
+    if x.dtype != other.dtype or x.device != other.device:
+        raise ValueError(f'tensors are {x.dtype} on {x.device} and {other.dtype} on {other.device}; both must be alike')
+    if not x.is_floating_point():
+        raise TypeError(f'tensors are {x.dtype}; allowed are floating-point ones')
 
 
 @torch.library.custom_op('visionssm::neighbors', mutates_args=())

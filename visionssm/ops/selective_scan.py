@@ -16,6 +16,7 @@ from .reference import selective_scan_ref
 from .transforms import differentiable, each, gradient_of, in_front, tangent_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LONGEST = 1 << 62  # window that an operator takes
 _TOKENS = ('delta', 'B', 'C', 'z')  # in the dtype of u, or in full precision
 
 
@@ -88,7 +89,9 @@ def selective_scan(
     _check_orders(order, param_order, delta)
     if per_step and merge:
         raise ValueError('per_step=True needs merge=False: outputs of single steps are not merged')
-    if local_window is not None and (isinstance(local_window, bool) or local_window < 1):
+    if local_window is not None and (
+        isinstance(local_window, bool) or not isinstance(local_window, int | torch.SymInt) or local_window < 1
+    ):
         raise ValueError(f'local_window is {local_window!r}; allowed are integers from 1, or None for no local scan')
     heads, channels = delta.shape[3], u.shape[-1]
     if heads != channels:
@@ -108,7 +111,7 @@ def selective_scan(
         param_order=param_order,
         delta_softplus=delta_softplus,
         mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
-        local_window=local_window or 0,
+        local_window=min(local_window or 0, _LONGEST),
         return_last_state=return_last_state,
     )
     # compiled code can't read the context; the op does when it runs
@@ -210,6 +213,8 @@ def check_dtypes(u: Tensor, **others: Tensor | None) -> None:
     for name, x in (('u', u), *others.items()):
         if x is None:
             continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f'{name} is a {type(x).__name__}; it must be a tensor')
         if x.is_complex():
             raise TypeError(
                 f'{name} is complex; selective_scan supports real tensors only (S4-style complex states are not '
@@ -274,6 +279,8 @@ def _check_orders(order: Tensor | None, param_order: Tensor | None, delta: Tenso
     for name, table in (('order', order), ('param_order', param_order)):
         if table is None:
             continue
+        if not isinstance(table, Tensor):
+            raise TypeError(f'{name} is a {type(table).__name__}; it must be a tensor')
         if table.dtype not in (torch.int32, torch.int64):
             raise TypeError(f'{name} is {table.dtype}; allowed are torch.int32 and torch.int64')
         if table.device != delta.device:

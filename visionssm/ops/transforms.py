@@ -66,7 +66,9 @@ def differentiable(
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-            result = jvp(saved(ctx)[0], tangents)
+            # torch calls this with forward mode switched off, so that the tangent of a tangent would be zero
+            with forward_ad._set_fwd_grad_enabled(torch._C._are_functorch_transforms_active()):
+                result = jvp([_primal(x) for x in saved(ctx)[0]], [_primal(x) for x in tangents])
             return result if len(result) > 1 else result[0]
 
     Call.setup_context = staticmethod(setup_context)
@@ -79,6 +81,11 @@ def differentiable(
     op.register_autograd(backward_formula, setup_context=setup_context)
     op.register_vmap(vmap)
     return call
+
+
+def _primal(x: Any) -> Any:
+    """`x` without its tangent of the innermost forward mode; those of the modes around stay."""
+    return forward_ad.unpack_dual(x).primal if isinstance(x, Tensor) else x
 
 
 def transformed(*inputs: Any) -> bool:
