@@ -130,6 +130,12 @@ def test_backward(name):
     assert not missing
 
 
+@pytest.mark.parametrize('name', [name for name in SMALL if name != 'test_mambavision'])  # as its rows are a batch of 0
+def test_no_images(name):
+    model = create(name).eval()
+    assert model(images(model)[:0]).shape == (0, 1000)
+
+
 @small
 @pytest.mark.parametrize('size', [(64, 96), (75, 53), (32, 33)], ids=str)
 def test_any_size(name, size):

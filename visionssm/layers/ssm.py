@@ -94,7 +94,7 @@ def split_projection(projected: Tensor, dt_proj_weight: Tensor | None, d_state: 
         batch, length = projected.shape[0], projected.shape[1]
         # one product for all directions; its (K, B L, D) is handed on as a view
         dt = torch.bmm(dt.permute(2, 0, 1, 3).flatten(1, 2), dt_proj_weight.transpose(1, 2))
-        dt = dt.reshape(dt.shape[0], batch, length, -1).permute(1, 2, 0, 3)
+        dt = dt.reshape(dt.shape[0], batch, length, dt.shape[-1]).permute(1, 2, 0, 3)
     return dt, B, C
 
 
@@ -211,7 +211,7 @@ class SelectiveSSM(nn.Module):
             if dt_proj is not None:
                 dt_proj = dt_proj[index : index + 1]
         projected = linear(x, x_proj.flatten(0, 1))
-        projected = projected.reshape(x.shape[0], x.shape[1], x_proj.shape[0], -1)
+        projected = projected.reshape(x.shape[0], x.shape[1], x_proj.shape[0], x_proj.shape[1])
         return split_projection(projected, dt_proj, self.d_state)
 
     @torch.jit.ignore

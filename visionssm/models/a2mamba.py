@@ -262,12 +262,14 @@ class StateAggregation(StateScan):
             (B, H, W, C).
         """
         states, C, skip = self.states(y.permute(0, 2, 3, 1, 4).flatten(3))
-        states = states.unflatten(4, (self.num_heads, -1))
+        states = states.unflatten(4, (self.num_heads, states.shape[4] // self.num_heads))
         first, second = states.permute(0, 4, 1, 2, 3, 5).flatten(4).chunk(2, 1)  # [B, heads / 2, H, W, K D] each
         first = na_av(near, first, self.window, [1, 1])
         second = na_av(far, second, self.window, dilation)
         x = self.fusion(torch.cat([first, second], 1).movedim(1, -1))  # [B, H, W, K D, heads]
-        x = x.unflatten(3, (C.shape[2], -1)).transpose(4, 5).flatten(4).flatten(1, 2)  # [B, L, K, C]
+        x = (
+            x.unflatten(3, (C.shape[2], x.shape[3] // C.shape[2])).transpose(4, 5).flatten(4).flatten(1, 2)
+        )  # [B, L, K, C]
         x = (x * C).sum(2) + skip
         return x.to(states.dtype).unflatten(1, (y.shape[2], y.shape[3]))
 
@@ -357,14 +359,14 @@ class A2Mixer(FastLinears):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Mix (B, H, W, C); `rope` is what `rotary_embedding` gives."""
-        batch, height, width, _ = x.shape
+        batch, height, width, channels = x.shape
         window = self.window
         dilation = [widest_dilation(height, window), widest_dilation(width, window)]
         gate = self.gate(x)
         q, k, v = self.qkv(x).chunk(3, 3)
         lepe = self.lepe(v)
         # by their sizes: what comes from `unflatten` has those of the example in ONNX files
-        heads = [batch, height, width, self.num_heads, -1]
+        heads = [batch, height, width, self.num_heads, channels // self.num_heads]
         q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
         q = (rotate(q, rope) * self.scale).permute(0, 3, 1, 2, 4)  # [B, heads, H, W, D]
         k = rotate(k, rope).permute(0, 3, 1, 2, 4)
