@@ -275,7 +275,17 @@ def test_bad_input(run, args, parts, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('args', [['demo', '--epochs', '0'], ['classify'], [], ['dmo'], ['demo', '--threads', 'all']])
+@pytest.mark.parametrize(
+    'args',
+    [
+        ['demo', '--epochs', '0'],
+        ['classify'],
+        [],
+        ['dmo'],
+        ['demo', '--threads', 'all'],
+        ['demo', '--epochs', '9' * 20],
+    ],
+)
 def test_bad_usage(run, args):
     code, out, err = run(*args)
     assert code == 2 and out == '' and 'usage' in err and 'Traceback' not in err

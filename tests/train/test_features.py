@@ -82,4 +82,8 @@ def test_what_is_refused_is_said_first(setting, tmp_path, capsys):
     ):
         assert cli.main(['features', images, '--model', model, '--output', file]) == 2
         assert message in capsys.readouterr().err
+    assert (
+        cli.main(['features', str(root / 'images'), '--model', model, '--output', output, '--workers', '9' * 20]) == 2
+    )
+    assert 'allowed are 0 to 1024' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['bad.png', 'empty']

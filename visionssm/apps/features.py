@@ -74,8 +74,10 @@ def extract(
         workers: Loader processes; 0: load in this one.
 
     Raises:
-        ValueError: If a file is not an image, or the model can't take the size.
+        ValueError: If a file is not an image, the model can't take the size, or `workers` are over 1024.
     """
+    if not 0 <= workers <= 1024:
+        raise ValueError(f'workers is {workers}; allowed are 0 to 1024')
     config = data_config(model, img_size)
     images = _Images(files, create_transform(**config, is_training=False), config['input_size'][0])
     model = model.to(device).eval()

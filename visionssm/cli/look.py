@@ -151,7 +151,7 @@ def _viz(args: argparse.Namespace) -> int:
 
     files = image_files(args.images)
     model = asked_model(args)
-    before = load_classifier(args.model, args.before, args.img_size) if args.before else None
+    before = load_classifier(args.model, args.before, args.img_size) if args.before is not None else None
     report = visualize(
         model,
         files,

@@ -11,9 +11,9 @@ from visionssm.catalog.tables import layout
 
 
 def positive(text: str) -> int:
-    """An argument that is an integer from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not allowed; give an integer from 1')
+    """An argument that is an integer from 1, and no larger than a size in any library below."""
+    if not text.isdecimal() or len(text) > 10 or not 1 <= int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed; give an integer from 1 to {(1 << 31) - 1}')
     return int(text)
 
 
