@@ -149,11 +149,11 @@ def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
     """
     batch, height, width, channels = x.shape
     K, ssms, first = len(groups), [group.ssm for group in groups], groups[0]
-    grouped = (batch, -1, K, channels // K)
+    grouped = (batch, height * width, K, channels // K)
 
     def product(x: Tensor, weights: Sequence[Tensor]) -> Tensor:  # (B, L, K, D) by K of (E, D) to (B, L, K, E)
         y = torch.bmm(x.flatten(0, 1).transpose(0, 1), torch.stack(list(weights)).transpose(1, 2))
-        return y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3)
+        return y.unflatten(1, (batch, height * width)).permute(1, 2, 0, 3)
 
     def joined(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(tensors))
