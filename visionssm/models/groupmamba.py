@@ -147,29 +147,32 @@ def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    batch, height, width, channels = x.shape
+    batch, height, width, _ = x.shape
     K, ssms, first = len(groups), [group.ssm for group in groups], groups[0]
-    grouped = (batch, height * width, K, channels // K)
+    normalized = first.norm.normalized_shape  # a number in traced programs, too
+
+    def grouped(x: Tensor) -> Tensor:  # (B, L, C) to (B, L, K, C / K)
+        return x.reshape(batch, x.shape[1], K, *normalized)
 
     def product(x: Tensor, weights: Sequence[Tensor]) -> Tensor:  # (B, L, K, D) by K of (E, D) to (B, L, K, E)
         y = torch.bmm(x.flatten(0, 1).transpose(0, 1), torch.stack(list(weights)).transpose(1, 2))
-        return y.unflatten(1, (batch, height * width)).permute(1, 2, 0, 3)
+        return y.reshape(K, batch, x.shape[1], weights[0].shape[0]).permute(1, 2, 0, 3)
 
     def joined(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(tensors))
 
-    u, z = product(x.reshape(grouped), [group.in_proj.weight for group in groups]).chunk(2, -1)
+    u, z = product(grouped(x.flatten(1, 2)), [group.in_proj.weight for group in groups]).chunk(2, -1)
     u = F.conv2d(
         u.reshape(x.shape).permute(0, 3, 1, 2),
         joined(group.conv.weight for group in groups),
         joined(group.conv.bias for group in groups),
         padding=first.conv.padding,
         dilation=first.conv.dilation,
-        groups=channels,
+        groups=K * first.conv.groups,
     )
     u = F.silu(u).permute(0, 2, 3, 1).flatten(1, 2)
     order = scan_order(first.scan, height, width, u)
-    u = (F.pad(u, [0, 0, 0, 1]) if first.zeros else u).reshape(grouped)
+    u = grouped(F.pad(u, [0, 0, 0, 1]) if first.zeros else u)
     projected = product(u, [ssm.x_proj_weight[0] for ssm in ssms])
     delta, B, C = split_projection(projected, joined(ssm.dt_proj_weight for ssm in ssms), first.ssm.d_state)
     y = scan_tokens(
@@ -184,7 +187,7 @@ def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
         merge=False,
         local_window=first.ssm.local_window,
     )
-    y = F.layer_norm(y[:, : height * width], grouped[-1:], eps=first.norm.eps)
+    y = F.layer_norm(y[:, : height * width], normalized, eps=first.norm.eps)
     scale, shift = (torch.stack([getattr(group.norm, name) for group in groups]) for name in ('weight', 'bias'))
     y = torch.addcmul(shift, y, scale).to(x.dtype) * F.silu(z)
     return product(y, [group.out_proj.weight for group in groups]).reshape(x.shape)
