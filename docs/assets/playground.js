@@ -78,7 +78,11 @@ const WALKS = (() => {
       this.said = make('p', { class: 'said', 'aria-live': 'polite' });
       this.canvas.addEventListener('pointermove', event => this.point(event));
       this.canvas.addEventListener('pointerdown', event => this.point(event));
-      this.canvas.addEventListener('pointerleave', () => { this.pointed = null; this.draw(); });
+      this.canvas.addEventListener('pointerleave', event => {
+        if (event.pointerType !== 'mouse') return; // a finger leaves whenever it is lifted
+        this.pointed = null;
+        this.draw();
+      });
       this.node = make('section', {}, this.choice, this.about, this.buttons, this.canvas, this.said);
     }
 
