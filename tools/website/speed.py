@@ -28,6 +28,42 @@ def resolution_table() -> str:
     return f'{table(["image", *map(_named, models)], rows)}\n\n{_where(report)}'
 
 
+def models_table(file: str = 'models_cpu.json') -> str:
+    """Images/s of every model, a column per batch and number of threads; multiply-adds/s in brackets."""
+    report = _report(file)
+    cells = {(row['model'], row['batch'], row['threads']): row for row in report['results']}
+    settings = sorted({(batch, threads) for _, batch, threads in cells})
+    headings = ['', 'multiply-adds (G)', *(f'batch {batch}, {_threads(threads)}' for batch, threads in settings)]
+    rows = []
+    for model in dict.fromkeys(name for name, _, _ in cells):
+        found = [cells[model, *setting] for setting in settings]
+        speeds = [f'{row["images_per_second"]:.1f} ({row["gmacs_per_second"]:.0f})' for row in found]
+        name, _, side = model.partition('@')
+        rows.append([f'`{name}`' + f' at {side}²' * (side != '224'), f'{found[0]["gmacs"]:.1f}', *speeds])
+    return f'{table(headings, rows)}\n\n{_where(report)}'
+
+
+def training_table() -> str:
+    """Images/s of training steps."""
+    return models_table('training_cpu.json')
+
+
+def scan_table() -> str:
+    """Milliseconds of the scan's backends, of an earlier kernel, the loop and the bound, a row per shape and pass."""
+    report = _report('scan_cpu.json')
+    sides = [name for name in report['results'][0]['ms'] if name not in ('arithmetic', 'memory')]
+    rows = []
+    for row in report['results']:
+        ms = row['ms']
+        bound = max('arithmetic', 'memory', key=ms.__getitem__)
+        times = [f'{ms[name]:.1f}' if name in ms else '' for name in sides]
+        ratios = [f'{row["loop_over_cpu"]:.0f}×', f'{row["cpu_over_bound"]:.1f}× ({bound})']
+        rows.append([str(tuple(row['shape'])), row['what'], *times, *ratios])
+    named = [f'`{name}`' if name in ('cpu', 'torch') else name for name in sides]
+    headings = ['B, H, W, D, K, N', '', *named, 'loop / `cpu`', '`cpu` / bound']
+    return f'{table(headings, rows)}\n\n{_where(report, " Milliseconds.")}'
+
+
 def _report(name: str) -> dict:
     return json.loads((RESULTS / name).read_text(encoding='utf-8'))
 
@@ -37,10 +73,12 @@ def _named(model: str) -> str:
     return f'`{name}`, not fused' if form == 'unfused' else f'`{name}`'
 
 
-def _where(report: dict) -> str:
+def _threads(number: int) -> str:
+    return 'one thread' if number == 1 else f'{number} threads'
+
+
+def _where(report: dict, more: str = '') -> str:
     machine = report['machine']
-    threads = sorted({row['threads'] for row in report['results']})
-    return (
-        f'An {machine["cpu"]}, {" and ".join(map(str, threads))} thread{"s" * (threads != [1])}, fp32, '
-        f'torch {machine["torch"].partition("+")[0]}.'
-    )
+    numbers = sorted({row.get('threads', machine['threads']) for row in report['results']})
+    threads = _threads(numbers[0]) if len(numbers) == 1 else f'{" and ".join(map(str, numbers))} threads'
+    return f'An {machine["cpu"]}, {threads}, fp32, torch {machine["torch"].partition("+")[0]}.{more}'

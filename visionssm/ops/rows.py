@@ -47,7 +47,7 @@ def neighbors_by_formula(length: int, window: int, dilation: int, device: torch.
 def _seen(x: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
     """What every position sees of (B, heads, H, W, C): (B heads, H W, K K, C); sizes may be symbolic.
 
-    Of four axes, because OpenVINO 2026.4 gives wrong products of seven that it broadcasts.
+    Of four axes: with seven, A2Mamba gave NaN in OpenVINO 2026.4.
     """
     height, width, channels = x.shape[2:]
     rows = neighbors_by_formula(height, window, dilation[0], x.device)[0]
