@@ -36,7 +36,7 @@ def models_table(file: str = 'models_cpu.json') -> str:
     headings = ['', 'multiply-adds (G)', *(f'batch {batch}, {_threads(threads)}' for batch, threads in settings)]
     rows = []
     for model in dict.fromkeys(name for name, _, _ in cells):
-        found = [cells[model, *setting] for setting in settings]
+        found = [cells[(model, *setting)] for setting in settings]
         speeds = [f'{row["images_per_second"]:.1f} ({row["gmacs_per_second"]:.0f})' for row in found]
         name, _, side = model.partition('@')
         rows.append([f'`{name}`' + f' at {side}²' * (side != '224'), f'{found[0]["gmacs"]:.1f}', *speeds])

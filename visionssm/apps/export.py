@@ -131,14 +131,15 @@ def export_model(
                 opset,
                 operators or 'plain',
             )
-        run, checks = found.read(work / file.name), []
+        run, checks = None, []
         for size in sizes:
             images = torch.randn(2, channels, *size, generator=generator)
             with torch.no_grad():
                 expected = model(images)
                 try:
+                    run = run or found.read(work / file.name)
                     out = run(images)
-                except RuntimeError as error:  # of OpenVINO, for example, in many lines
+                except Exception as error:  # the runtime's own, often in many lines
                     line = str(error).strip().splitlines()[-1]
                     raise ValueError(f'the {form} program cannot be run: {line}; nothing was written') from error
             error = (out - expected).abs().max() / expected.std()

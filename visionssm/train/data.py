@@ -261,20 +261,29 @@ class _Stream(IterableDataset):
 
 
 def train_transform(recipe: Recipe, image: ImageConfig) -> Transform:
-    """The augmentation of a recipe, of one image at a time: to bytes, which are normalised on the device."""
-    transform = create_transform(
-        image.input_size,
-        is_training=True,
-        scale=tuple(recipe.scale),
-        ratio=tuple(recipe.ratio),
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter or None,
-        auto_augment=recipe.auto_augment,
-        interpolation=recipe.interpolation,
-        mean=image.mean,
-        std=image.std,
-        use_prefetcher=True,
-    )
+    """The augmentation of a recipe, of one image at a time: to bytes, which are normalised on the device.
+
+    Raises:
+        ValueError: If timm does not know the policy `auto_augment`.
+    """
+    try:
+        transform = create_transform(
+            image.input_size,
+            is_training=True,
+            scale=tuple(recipe.scale),
+            ratio=tuple(recipe.ratio),
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter or None,
+            auto_augment=recipe.auto_augment,
+            interpolation=recipe.interpolation,
+            mean=image.mean,
+            std=image.std,
+            use_prefetcher=True,
+        )
+    except Exception as error:  # AssertionError, KeyError, IndexError and more
+        raise ValueError(
+            f'auto_augment {recipe.auto_augment!r} cannot be made: {str(error) or type(error).__name__}'
+        ) from error
     for step in transform.transforms:
         for op in getattr(step, 'ops', ()):
             if op.name.startswith('Posterize'):
@@ -340,6 +349,7 @@ class ImageData:
         self.updates = self.images // recipe.batch_size
         if not self.updates:
             raise ValueError(f'batch_size is {recipe.batch_size}; there are {self.images} training images')
+        train_transform(recipe, image)  # refused now, not in the first epoch
         self._mixup = self._make_mixup(num_classes)
         self._erasing = None
         if recipe.random_erase:
@@ -510,7 +520,9 @@ def open_source(
         if recipe.data.startswith(STREAMS):
             return _Stream(recipe, split, channels, training, 0, 1)
         source = TimmSource(recipe, split, channels, classes)
-    except (AssertionError, RuntimeError, KeyError, ImportError, OSError, ValueError) as error:  # what timm raises
+    except (
+        AssertionError, RuntimeError, KeyError, ImportError, OSError, TypeError, ValueError,
+    ) as error:  # what timm raises  # fmt: skip
         raise ValueError(
             f'data {recipe.data!r}, split {split!r}, cannot be opened: {_reason(recipe, error)}'
         ) from error
@@ -527,4 +539,6 @@ def _reason(recipe: Recipe, error: Exception) -> str:
     folder = '/' not in recipe.data or recipe.data.partition('/')[0] not in ('hfds', 'hfids', 'wds', 'tfds')
     if folder and not os.path.exists(recipe.data):
         return 'there is no such folder'
+    if recipe.data.startswith('wds/') and recipe.data_dir is None:
+        return 'set data_dir, where the shards are'
     return str(error) or type(error).__name__

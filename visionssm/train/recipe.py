@@ -37,7 +37,7 @@ class Recipe:
 
     model: str = _key('', 'registered name of this package or of timm')
     model_args: dict = _key({}, 'further arguments of the model, such as {scan: hilbert}')
-    img_size: int | None = _key(None, "side of the training images; none: the model's own", least=1)
+    img_size: int | None = _key(None, "side of the training images; none: the model's own", least=1, most=1 << 15)
     num_classes: int | None = _key(
         None, "classes; none: those of the data, or the model's where they are not known", least=1
     )
@@ -73,7 +73,7 @@ class Recipe:
     color_jitter: float = _key(0.0, 'strength of colour jitter; no effect with auto_augment', least=0)
     auto_augment: str | None = _key(None, "timm's policy, such as rand-m9-mstd0.5-inc1")
     random_erase: float = _key(0.0, 'probability of erasing a box', least=0, most=1)
-    repeated_aug: int = _key(1, 'times that an image comes in the same epoch, each augmented anew', least=1)
+    repeated_aug: int = _key(1, 'times that an image comes in the same epoch, each augmented anew', least=1, most=1024)
     crop_pct: float | None = _key(None, "of the evaluation's central crop; none: the model's own", least=0.01, most=1)
 
     batch_size: int = _key(1024, 'images per update, over all processes', least=1)
@@ -169,6 +169,7 @@ def _checked(name: str, value: Any, wanted: Any) -> Any:
     raise ValueError(f'{name} is {value!r}; give {_KINDS[kind]}{also}')
 
 
+_LARGEST = (1 << 32) - 1  # number, seeds included
 _KINDS = {
     str: 'text',
     int: 'an integer',
@@ -185,9 +186,11 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     allowed, least, most = metadata['allowed'], metadata['least'], metadata['most']
     if allowed and value not in allowed:
         raise ValueError(f'{name} is {value!r}; allowed are {", ".join(allowed)}{_closest(value, allowed)}')
+    if least is not None and most is None:
+        most = _LARGEST
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         limits = [] if least is None else [f'from {least:g}']
-        limits += [] if most is None else [f'to {most:g}']
+        limits += [] if most is None else [f'to {most}']
         raise ValueError(f'{name} is {value!r}; allowed are numbers {" ".join(limits)}')
 
 
