@@ -154,7 +154,7 @@ def test_batches_that_do_not_fit(folder):
         (['batch_size=3', 'mixup=1'], 'even batches'),
         (['train_split=nothing', 'data=/no/such'], 'there is no such folder'),
         (['data=wds/shards'], 'set data_dir'),
-        (['auto_augment=rnd-m9'], "auto_augment 'rnd-m9' cannot be made: Unknown AA policy"),
+        (['auto_augment=rnd-m9'], "auto_augment 'rnd-m9' cannot be made: Unknown"),
     ):
         with pytest.raises(ValueError, match=message):
             make(folder, *extra)
