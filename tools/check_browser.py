@@ -29,7 +29,7 @@ from visionssm.cli import main as visionssm
 ROOT = Path(__file__).resolve().parents[1]
 _PICTURES = [Path(sklearn.datasets.__file__).parent / f'images/{name}.jpg' for name in ('china', 'flower')]
 _LEAST_CONTRAST = 4.5  # of text, WCAG 2.2, level AA
-_WAIT = 3000  # ms for something to change
+_WAIT = 10_000  # ms for something to change
 # of colours as the browser states them; the background of the first element that has one
 _COLOURS = """
 () => {
@@ -77,7 +77,7 @@ class Visit:
 
     def __init__(self, page: Page, screen: Screen) -> None:
         self.page, self.screen, self.where, self.wrong = page, screen, '', []
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(_WAIT)
         page.on('console', lambda said: said.type in ('error', 'warning') and self.note(f'{said.type}: {said.text}'))
         page.on('pageerror', lambda error: self.note(f'error: {error}'))
         page.on('requestfailed', lambda request: self.failed(request.url, request.failure))
@@ -189,6 +189,10 @@ def check_playground(visit: Visit) -> None:
     for label in ('Height', 'Width'):
         slider = page.get_by_label(label).and_(page.locator('[type=range]'))
         visit.changes(label.lower(), lambda s=slider: s.fill('9'), *both, said)
+    for height, width in (('64', '64'), ('12', '12'), ('32', '12')):  # large maps are square
+        page.get_by_label('Height').and_(page.locator('[type=number]')).fill(height)
+        if (found := page.get_by_label('Width').and_(page.locator('[type=number]')).input_value()) != width:
+            visit.note(f'the width is {found} beside a height of {height}, not {width}')
     visit.changes('a cell pointed at', lambda: visit.point(f'{left} canvas', 0.5, 0.4), both[0], said)
     for view in ('distance', 'walk'):
         visit.changes(f'view {view}', page.locator(f'#walks [value={view}]').check, *both, _text('#walks .legend'))
@@ -200,7 +204,7 @@ def check_playground(visit: Visit) -> None:
     page.wait_for_timeout(100)
     if shown != [page.evaluate(look) for look in (count, *both)]:
         visit.note('a pause does not stop the animation')
-    visit.changes('the step', lambda: page.get_by_label('Step').fill('20'), count, *both)
+    visit.changes('the first step', lambda: page.get_by_label('Step').press('Home'), count, *both)
 
 
 def check_choosing(visit: Visit) -> None:

@@ -21,7 +21,7 @@ const WALKS = (() => {
   const load = order => {
     if (!loaded.has(order.file)) {
       loaded.set(order.file, new Promise((resolve, reject) => {
-        waiting.set(order.file, text => resolve(unpack(text).then(s => readTables(s, index.side, order.directions))));
+        waiting.set(order.file, text => resolve(unpack(text).then(s => readTables(s, index, order.directions))));
         document.head.append(make('script', { src: `${base}${order.file}.js`, onerror: reject }));
       }));
     }
@@ -258,9 +258,11 @@ const WALKS = (() => {
 
   const resize = (side, text) => {
     const value = Math.round(Number(text));
-    if (!(value >= 1 && value <= index.side)) return;
+    if (!(value >= 1 && value <= index.square)) return;
+    const before = Math.max(state.height, state.width);
     state[side] = value;
-    controls[side].forEach(input => { input.value = value; });
+    if (value > index.side || before > index.side) state.height = state.width = value; // large maps are square
+    for (const one of ['height', 'width']) controls[one].forEach(input => { input.value = state[one]; });
     panels.forEach(panel => { panel.pointed = null; panel.measure(); });
     refresh();
   };
@@ -288,7 +290,7 @@ const WALKS = (() => {
 
   const build = () => {
     const slider = (side, label) => {
-      const shared = { min: 1, max: index.side, value: state[side], oninput: event => resize(side, event.target.value) };
+      const shared = { min: 1, max: index.square, value: state[side], oninput: event => resize(side, event.target.value) };
       controls[side] = [make('input', { type: 'range', 'aria-label': label, ...shared }), make('input', { type: 'number', 'aria-label': label, ...shared })];
       return make('label', {}, `${label} `, ...controls[side]);
     };
@@ -312,8 +314,9 @@ const WALKS = (() => {
     list(found) {
       index = found;
       const asked = new URLSearchParams(location.hash.slice(1));
-      const size = key => Math.min(Math.max(1, Math.round(Number(asked.get(key))) || 14), index.side);
+      const size = key => Math.min(Math.max(1, Math.round(Number(asked.get(key))) || 14), index.square);
       Object.assign(state, { height: size('h'), width: size('w') });
+      if (state.height !== state.width) for (const one of ['height', 'width']) state[one] = Math.min(state[one], index.side);
       panels.push(new Panel('a'), new Panel('b'));
       build();
       show(asked.get('view') === 'distance' ? 'distance' : 'walk');

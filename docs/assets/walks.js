@@ -7,27 +7,31 @@ async function unpack(text) {
   return new Int16Array(await inflated.arrayBuffer());
 }
 
+/** All sizes that are packed: [height, width]. */
+function* sizes({ side, square }) {
+  for (let height = 1; height <= side; height++) for (let width = 1; width <= side; width++) yield [height, width];
+  for (let both = side + 1; both <= square; both++) yield [both, both];
+}
+
 /** Positions in visiting order by `${height}x${width}`: an array per direction. */
-function readTables(stream, side, directions) {
+function readTables(stream, index, directions) {
   const tables = new Map();
   let place = 0;
-  for (let height = 1; height <= side; height++) {
-    for (let width = 1; width <= side; width++) {
-      const paths = [];
-      tables.set(`${height}x${width}`, paths);
-      for (let k = 0; k < directions; k++) {
-        const code = stream[place++];
-        const from = (code - 1) >> 1;
-        if (code === 0) {
-          const path = new Int16Array(stream[place++]);
-          for (let t = 0, position = 0; t < path.length; t++) path[t] = position += stream[place++];
-          paths.push(path);
-        } else if (code % 2) {
-          paths.push(paths[from].slice().reverse());
-        } else {
-          const turned = p => (p < height * width ? (p % height) * width + Math.floor(p / height) : p);
-          paths.push(tables.get(`${width}x${height}`)[from].map(turned));
-        }
+  for (const [height, width] of sizes(index)) {
+    const paths = [];
+    tables.set(`${height}x${width}`, paths);
+    for (let k = 0; k < directions; k++) {
+      const code = stream[place++];
+      const from = (code - 1) >> 1;
+      if (code === 0) {
+        const path = new Int16Array(stream[place++]);
+        for (let t = 0, position = 0; t < path.length; t++) path[t] = position += stream[place++];
+        paths.push(path);
+      } else if (code % 2) {
+        paths.push(paths[from].slice().reverse());
+      } else {
+        const turned = p => (p < height * width ? (p % height) * width + Math.floor(p / height) : p);
+        paths.push(tables.get(`${width}x${height}`)[from].map(turned));
       }
     }
   }

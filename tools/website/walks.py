@@ -1,6 +1,6 @@
-"""The tables of all scan orders at all small sizes, packed for the playground.
+"""The tables of all scan orders at all small sizes and on larger squares, packed for the playground.
 
-An order is a stream of 16-bit numbers: for every height and width from 1, for every direction, a code and what it asks
+An order is a stream of 16-bit numbers: for every one of `SIZES`, for every direction, a code and what it asks
 for. 0: steps, and that many differences between positions; 1 + 2 j: direction j backwards; 2 + 2 j: direction j of the
 transposed grid, transposed. The stream is deflated and written as base64. `docs/assets/walks.js` reads it, and
 `tools/check_walks.py` compares what it reads with the registry.
@@ -20,7 +20,11 @@ import numpy as np
 from visionssm.scans import ScanOrder, get_scan, list_scans
 from visionssm.scans.plot import shades
 
-SIDE = 32  # heights and widths go up to this
+SIDE, SQUARE = 32, 64  # heights and widths go up to SIDE, those of squares up to SQUARE
+SIZES = [
+    *((height, width) for height in range(1, SIDE + 1) for width in range(1, SIDE + 1)),
+    *((side, side) for side in range(SIDE + 1, SQUARE + 1)),
+]
 _VALUES = (2, 4, 8)  # of an integer argument, besides its default
 
 
@@ -49,20 +53,19 @@ def _rows(order: ScanOrder) -> frozenset[bytes]:
     return frozenset(row.tobytes() for row in order.table(9, 12))
 
 
-def pack(order: ScanOrder, side: int = SIDE) -> str:
+def pack(order: ScanOrder) -> str:
     """The stream of an order."""
     parts: list[np.ndarray] = []
     seen: dict[tuple[int, int], list[np.ndarray]] = {}
-    for height in range(1, side + 1):
-        for width in range(1, side + 1):
-            paths = seen[height, width] = []
-            for path in order.table(height, width).astype(np.int16):
-                code = _reference(path, paths, seen.get((width, height), []), height, width)
-                if code is None:
-                    parts += [np.array([0, len(path)]), np.diff(path, prepend=0)]
-                else:
-                    parts.append(np.array([code]))
-                paths.append(path)
+    for height, width in SIZES:
+        paths = seen[height, width] = []
+        for path in order.table(height, width).astype(np.int16):
+            code = _reference(path, paths, seen.get((width, height), []), height, width)
+            if code is None:
+                parts += [np.array([0, len(path)]), np.diff(path, prepend=0)]
+            else:
+                parts.append(np.array([code]))
+            paths.append(path)
     stream = np.concatenate(parts).astype('<i2').tobytes()
     return base64.b64encode(zlib.compress(stream, 9)).decode()
 
@@ -100,6 +103,6 @@ def files() -> dict[str, bytes]:
         )
         made[f'assets/walks/{name}.js'] = f'WALKS.take("{name}","{pack(order)}");\n'.encode()
     colours = shades(np.linspace(0, 1, 65)).tolist()
-    index = json.dumps({'side': SIDE, 'colours': colours, 'orders': listed})
+    index = json.dumps({'side': SIDE, 'square': SQUARE, 'colours': colours, 'orders': listed})
     made['assets/walks/index.js'] = f'WALKS.list({index});\n'.encode()
     return made
