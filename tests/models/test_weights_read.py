@@ -87,7 +87,7 @@ def test_offloaded(name):
             module._parameters.update(away)
             module.register_forward_pre_hook(load)
             module.register_forward_hook(unload)
-        assert torch.equal(model(x), expected)
+        torch.testing.assert_close(model(x), expected)  # hooks may choose another way to the same
 
 
 @small
