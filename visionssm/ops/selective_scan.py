@@ -89,8 +89,9 @@ def selective_scan(
     _check_orders(order, param_order, delta)
     if per_step and merge:
         raise ValueError('per_step=True needs merge=False: outputs of single steps are not merged')
+    whole = (int, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)  # sizes are tensors there
     if local_window is not None and (
-        isinstance(local_window, bool) or not isinstance(local_window, int | torch.SymInt) or local_window < 1
+        isinstance(local_window, bool) or not isinstance(local_window, whole) or local_window < 1
     ):
         raise ValueError(f'local_window is {local_window!r}; allowed are integers from 1, or None for no local scan')
     heads, channels = delta.shape[3], u.shape[-1]
