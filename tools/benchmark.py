@@ -111,8 +111,8 @@ class Bounds:
         return moved[what] / self.bytes_per_second
 
 
-class Baseline:
-    """The `cpu` backend of another checkout, in a process of its own."""
+class Checkout:
+    """The `cpu` backend of a checkout, in a process of its own: what else is timed disturbs its memory no more."""
 
     def __init__(self, checkout: Path) -> None:
         paths = os.pathsep.join((str(checkout), str(checkout / 'kernels')))
@@ -127,7 +127,7 @@ class Baseline:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError('the process of the baseline ended; its traceback is above')
+            raise RuntimeError('the process of a checkout ended; its traceback is above')
         return json.loads(answer)
 
 
@@ -136,7 +136,7 @@ def bench_scan(
     backends: list[str],
     shape: tuple[int, ...],
     bounds: Bounds,
-    baseline: Baseline | None = None,
+    checkouts: dict[str, Checkout] | None = None,
     indexed: bool = False,
 ) -> list[dict]:
     """Time every backend, the sequential loop, the bounds and a baseline at one shape: inference, backward, both."""
@@ -144,9 +144,9 @@ def bench_scan(
     leaves = list(tensors.values())
     timers = {backend: timed_scan(backend, tensors, order) for backend in backends}
     timers['loop'] = timed(partial(sequential_loop, **tensors, order=order), leaves)
-    if baseline:
-        baseline.ask(shape=shape)
-        timers['baseline'] = {what: partial(baseline.ask, run=what) for what in timers['loop']}
+    for name, checkout in (checkouts or {}).items():
+        checkout.ask(shape=shape)
+        timers[name] = {what: partial(checkout.ask, run=what) for what in timers['loop']}
     rows = []
     for what in timers['loop']:
         sides = {name: (of[what], max(3, rounds // 5) if name == 'loop' else rounds) for name, of in timers.items()}
@@ -155,7 +155,7 @@ def bench_scan(
         row = {'shape': shape, 'what': what, 'ms': {name: 1e3 * value for name, value in medians.items()}}
         row['loop_over_cpu'] = medians['loop'] / medians['cpu']
         row['cpu_over_bound'] = medians['cpu'] / max(medians['arithmetic'], medians['memory'])
-        if baseline:
+        if checkouts:
             row['baseline_over_cpu'] = medians['baseline'] / medians['cpu']
         if what == 'forward':
             with torch.no_grad():
@@ -329,9 +329,13 @@ def main() -> int:
 
 def run_scan(args: argparse.Namespace) -> list[dict]:
     """All shapes."""
-    bounds, baseline = Bounds(), Baseline(args.baseline) if args.baseline else None
+    bounds, checkouts = Bounds(), {}
+    if args.baseline:
+        checkouts = {'cpu': Checkout(HERE.parent), 'baseline': Checkout(args.baseline)}
     print(f'{bounds.bytes_per_second / 1e9:.1f} GB/s in a large copy')
-    rows = [bench_scan(args.rounds, args.backends, shape, bounds, baseline, args.indexed_loop) for shape in SCAN_SHAPES]
+    rows = [
+        bench_scan(args.rounds, args.backends, shape, bounds, checkouts, args.indexed_loop) for shape in SCAN_SHAPES
+    ]
     return sum(rows, [])
 
 

@@ -241,12 +241,12 @@ def _speed_part(family: Family, drawing: Drawing, results: Path) -> str:
 def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
     """Model, image side, images/s of inference and training, and the machine: of `benchmark.py` and `gpu_report.py`."""
     machine = report.get('machine') or report.get('environment') or {}
-    where = ', '.join(f'{key} {value}' for key, value in machine.items() if value != 'not installed')
+    where = _listed(machine)
     for row in report.get('results', ()):
         if 'images_per_second' in row:
             name, _, side = row['model'].partition('@')
             speed, training = f'{row["images_per_second"]:.1f}', row.get('what') == 'training'
-            how = f'{where}, batch {row["batch"]}' if 'batch' in row else where
+            how = _listed(machine | {key: row[key] for key in ('threads', 'batch') if key in row})
             yield name, side, '' if training else speed, speed if training else '', how
     for row in report['models'] if isinstance(report.get('models'), list) else ():
         inference, training = (
@@ -254,6 +254,10 @@ def _speeds(report: Any) -> Iterator[tuple[str, str, str, str, str]]:
             for what in ('inference', 'training')
         )
         yield row['model'], str(row['size']), inference, training, f'{where}, fp16 AMP, batch {row["batch"]}'
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ', '.join(f'{key} {value}' for key, value in facts.items() if value != 'not installed')
 
 
 def _example(family: Family) -> str:

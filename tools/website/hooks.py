@@ -24,7 +24,9 @@ PARTS = {
     'licences': choosing.licences,
     'model table': choosing.table_of_models,
     'recipe keys': reference.recipe_keys,
+    'model speed': speed.models_table,
     'resolution': speed.resolution_table,
+    'training speed': speed.training_table,
     'scan orders': reference.scan_orders,
 }
 # pages that stand elsewhere

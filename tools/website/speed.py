@@ -48,22 +48,6 @@ def training_table() -> str:
     return models_table('training_cpu.json')
 
 
-def scan_table() -> str:
-    """Milliseconds of the scan's backends, of an earlier kernel, the loop and the bound, a row per shape and pass."""
-    report = _report('scan_cpu.json')
-    sides = [name for name in report['results'][0]['ms'] if name not in ('arithmetic', 'memory')]
-    rows = []
-    for row in report['results']:
-        ms = row['ms']
-        bound = max('arithmetic', 'memory', key=ms.__getitem__)
-        times = [f'{ms[name]:.1f}' if name in ms else '' for name in sides]
-        ratios = [f'{row["loop_over_cpu"]:.0f}×', f'{row["cpu_over_bound"]:.1f}× ({bound})']
-        rows.append([str(tuple(row['shape'])), row['what'], *times, *ratios])
-    named = [f'`{name}`' if name in ('cpu', 'torch') else name for name in sides]
-    headings = ['B, H, W, D, K, N', '', *named, 'loop / `cpu`', '`cpu` / bound']
-    return f'{table(headings, rows)}\n\n{_where(report, " Milliseconds.")}'
-
-
 def _report(name: str) -> dict:
     return json.loads((RESULTS / name).read_text(encoding='utf-8'))
 
@@ -77,8 +61,8 @@ def _threads(number: int) -> str:
     return 'one thread' if number == 1 else f'{number} threads'
 
 
-def _where(report: dict, more: str = '') -> str:
+def _where(report: dict) -> str:
     machine = report['machine']
     numbers = sorted({row.get('threads', machine['threads']) for row in report['results']})
     threads = _threads(numbers[0]) if len(numbers) == 1 else f'{" and ".join(map(str, numbers))} threads'
-    return f'An {machine["cpu"]}, {threads}, fp32, torch {machine["torch"].partition("+")[0]}.{more}'
+    return f'An {machine["cpu"]}, {threads}, fp32, torch {machine["torch"].partition("+")[0]}.'
