@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -169,7 +170,7 @@ def _checked(name: str, value: Any, wanted: Any) -> Any:
     raise ValueError(f'{name} is {value!r}; give {_KINDS[kind]}{also}')
 
 
-_LARGEST = (1 << 32) - 1  # number, seeds included
+_LARGEST = (1 << 32) - 1  # integer, seeds included
 _KINDS = {
     str: 'text',
     int: 'an integer',
@@ -187,7 +188,7 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if allowed and value not in allowed:
         raise ValueError(f'{name} is {value!r}; allowed are {", ".join(allowed)}{_closest(value, allowed)}')
     if least is not None and most is None:
-        most = _LARGEST
+        most = _LARGEST if isinstance(value, int) else sys.float_info.max
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         limits = [] if least is None else [f'from {least:g}']
         limits += [] if most is None else [f'to {most}']
