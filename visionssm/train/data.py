@@ -349,7 +349,7 @@ class ImageData:
         self.updates = self.images // recipe.batch_size
         if not self.updates:
             raise ValueError(f'batch_size is {recipe.batch_size}; there are {self.images} training images')
-        train_transform(recipe, image)  # refused now, not in the first epoch
+        self._augmentation = train_transform(recipe, image)
         self._mixup = self._make_mixup(num_classes)
         self._erasing = None
         if recipe.random_erase:
@@ -458,12 +458,12 @@ class ImageData:
         if self.streamed:  # a stream can't be entered midway: what comes before is read again
             loader = self._stream_loader(self.recipe.train_split, True, epoch)
             return islice(loader, first, self.updates * self.accumulate)
-        samples = _Samples(self.train, train_transform(self.recipe, self.image), self.recipe.seed, epoch)
+        samples = _Samples(self.train, self._augmentation, self.recipe.seed, epoch)
         return self._loader(samples, _Draw(self.order(epoch), self.micro, self.processes, first), epoch)
 
     def _stream_loader(self, split: str, training: bool, epoch: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         stream = _Stream(self.recipe, split, self.image.input_size[0], training, epoch, self.micro)
-        stream.transform = train_transform(self.recipe, self.image) if training else self._eval_transform()
+        stream.transform = self._augmentation if training else self._eval_transform()
         return self._loader(stream, None, epoch)
 
     def _loader(self, data: Dataset, batches: _Draw | None, salt: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:

@@ -103,12 +103,16 @@ def flatten(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     for name, x in list(tensors.items()):
         if x.dtype != torch.float32:
             continue
-        if x.ndim > 1 and x[0].numel() >= LEAST_ROW and torch.equal(round_rows(x), x):
+        if x.ndim > 1 and x[0].numel() >= LEAST_ROW:
             scale = row_scales(x)
-            tensors[name], tensors[name + _ROW_SCALE] = _row_integers(x, scale), scale
-            rows.append(name)
-        elif torch.equal(x.half().float(), x):
-            tensors[name] = x.half()
+            integers = _row_integers(x, scale)
+            if torch.equal(_from_rows(integers, scale), x):
+                tensors[name], tensors[name + _ROW_SCALE] = integers, scale
+                rows.append(name)
+                continue
+        half = x.half()
+        if torch.equal(half.float(), x):
+            tensors[name] = half
     return {**tensors, **parts}, {**metadata, 'format': 'pt', _PACKED: json.dumps(packed), _ROWS: json.dumps(rows)}
 
 
