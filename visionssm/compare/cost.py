@@ -22,12 +22,15 @@ from .candidates import Candidate
 
 
 def interleaved_medians(sides: Mapping[str, tuple[Callable[[], float], int]]) -> dict[str, float]:
-    """Median seconds of every side; (timer, rounds), the sides taken in turn so that drift affects all alike."""
+    """Median seconds of every side; (timer, rounds), the sides taken in turn so that drift affects all alike.
+
+    Every other turn goes backwards: who comes after a long run of something else is slower.
+    """
     for timer, _ in sides.values():
         timer()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(max(rounds for _, rounds in sides.values())):
-        for name, (timer, rounds) in sides.items():
+        for name, (timer, rounds) in list(sides.items())[:: -1 if turn % 2 else 1]:
             if turn < rounds:
                 times[name].append(timer())
     return {name: statistics.median(values) for name, values in times.items()}
