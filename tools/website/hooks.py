@@ -26,8 +26,9 @@ PARTS = {
     'recipe keys': reference.recipe_keys,
     'model speed': speed.models_table,
     'resolution': speed.resolution_table,
-    'training speed': speed.training_table,
     'scan orders': reference.scan_orders,
+    'scan speed': speed.scan_table,
+    'training speed': speed.training_table,
 }
 # pages that stand elsewhere
 PAGES = {

@@ -43,6 +43,20 @@ def models_table(file: str = 'models_cpu.json') -> str:
     return f'{table(headings, rows)}\n\n{_where(report)}'
 
 
+def scan_table() -> str:
+    """The scan at every shape, beside the loop and what the machine's arithmetic and memory take at least."""
+    report = _report('scan_cpu.json')
+    rows = []
+    for row in report['results']:
+        ms = row['ms']
+        bound = max('arithmetic', 'memory', key=ms.get)
+        times = [f'{ms[name]:.1f}' for name in ('cpu', 'torch', 'loop')]
+        rows.append([str(tuple(row['shape'])), row['what'].replace('+', ' + '), *times])
+        rows[-1] += [f'{row["loop_over_cpu"]:.0f}×', f'{row["cpu_over_bound"]:.1f}× ({bound})']
+    headings = ['B, H, W, D, K, N', '', '`cpu`, ms', '`torch`, ms', 'loop, ms', 'loop / `cpu`', '`cpu` / bound']
+    return f'{table(headings, rows)}\n\n{_where(report)}'
+
+
 def training_table() -> str:
     """Images/s of training steps."""
     return models_table('training_cpu.json')
