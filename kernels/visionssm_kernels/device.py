@@ -332,7 +332,9 @@ def _forward_step(
     step = _load_step(x, t, None, at.in_d, at.in_n, SOFTPLUS, WIDE)
     c = _load_c(x, step, at.in_n, WIDE)
     h = _advance(h, step.dt, step.u, x.a, step.b, BLOCK_N)
-    y = _sum_states(h * _over_channels(c, BLOCK_N), BLOCK_N) + x.skip * step.u
+    y = _sum_states(h * _over_channels(c, BLOCK_N), BLOCK_N)
+    if x.skip is not None:
+        y += x.skip * step.u
     if ahead_ptr is not None:
         y += tl.load(ahead_ptr)
     p = _position(step.code, WIDE)
@@ -386,7 +388,7 @@ def selective_scan_fwd_kernel(
         None if param_ptr is None else _table(param_ptr, at, steps),
         stride_u_l, stride_delta_l, stride_b_l, stride_c_l, stride_z_l, 0,
         _per_channel(bias_ptr, at, channels), _decay_rates(a_ptr, at, channels, N, BLOCK_N, SCALAR_A),
-        _per_channel(d_ptr, at, channels),
+        None if d_ptr is None else _per_channel(d_ptr, at, channels),
     )  # fmt: skip
     out_ptr = _rows(out_ptr, at, at.d, stride_out_b, stride_out_k)
     h = _zeros(BLOCK_N, BLOCK_D)
@@ -645,7 +647,9 @@ def _adjoint_step(
     if x.z is not None:  # (4), (5)
         z = tl.load(x.z + p * x.stride_z, mask=in_dt, other=0.0).to(tl.float32)
         gate = _sigmoid(z)
-        y = _sum_states(s * _over_channels(c, BLOCK_N), BLOCK_N) + x.skip * u
+        y = _sum_states(s * _over_channels(c, BLOCK_N), BLOCK_N)
+        if x.skip is not None:
+            y += x.skip * u
         _put(grads.z + p * grads.stride_z, dy * y * gate * (1.0 + z * (1.0 - gate)), in_dt, code, KIND_Z)
         dy *= z * gate
     dc = _sum_channels(s * _over_states(dy, BLOCK_N), BLOCK_N)  # (6)
@@ -671,7 +675,10 @@ def _adjoint_step(
     d_dt += from_b * u
     if SOFTPLUS:  # (13)
         d_dt *= group.slopes[i]
-    _put(grads.u + p * grads.stride_u, from_b * dt + x.skip * dy, in_dt, code, KIND_U)  # (11)
+    du = from_b * dt
+    if x.skip is not None:
+        du += x.skip * dy
+    _put(grads.u + p * grads.stride_u, du, in_dt, code, KIND_U)  # (11)
     _put(grads.delta + q_row * grads.stride_delta, d_dt, in_dt, group.param_codes[i], KIND_DELTA)
     db = _sum_channels(db * _over_states(dt * u, BLOCK_N), BLOCK_N)
     _put(grads.b + q_row * grads.stride_b, db, in_nt, group.param_codes[i], KIND_B)
@@ -712,7 +719,7 @@ def selective_scan_bwd_kernel(
         None if param_ptr is None else _table(param_ptr, at, steps),
         stride_u_l, stride_delta_l, stride_b_l, stride_c_l, stride_z_l, stride_dy_l,
         _per_channel(bias_ptr, at, channels), _decay_rates(a_ptr, at, channels, N, BLOCK_N, SCALAR_A),
-        _per_channel(d_ptr, at, channels),
+        None if d_ptr is None else _per_channel(d_ptr, at, channels),
     )  # fmt: skip
     own_b = at.block.to(tl.int64) * stride_db_x + at.n
     grads = Grads(

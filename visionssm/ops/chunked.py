@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import MERGED, PER_STEP, ScanInputs
+from .inputs import MERGED, PER_STEP, ScanInputs, gates
 
 _CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
 _PIECE = 16  # steps
@@ -174,7 +174,7 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         rows.append(_output(scan, chunk, read))
         state = h[:, -1]
     last = state if inputs.return_last_state else state.new_empty(0)
-    return _returned(scan, inputs, torch.cat(rows, 1)), last
+    return _returned(scan, inputs, torch.cat(rows, 1), inputs.order), last
 
 
 def forward_at_once(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ def forward_at_once(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     last = h[:, -1] if inputs.return_last_state else h.new_empty(0)
     out = (read * all_steps.C.unsqueeze(3)).sum(-1)  # an einsum would ask how symbolic strides compare
     out = out if scan.D is None else out + scan.D * all_steps.u
-    return _returned(scan, inputs, out), last
+    return _returned(scan, inputs, out, None), last  # programs of models visit all tokens
 
 
 def _by_pieces(a: Tensor, b: Tensor) -> Tensor:
@@ -215,19 +215,19 @@ def _unpieced(x: Tensor, like: Tensor) -> Tensor:
     return x.reshape(like.shape[0], (like.shape[1] + _PIECE - 1) // _PIECE, *x.shape[1:])
 
 
-def _returned(scan: _Problem, inputs: ScanInputs, out: Tensor) -> Tensor:
-    """What the scan returns of the outputs of its steps, (B, T, K, D)."""
+def _returned(scan: _Problem, inputs: ScanInputs, out: Tensor, order: Tensor | None) -> Tensor:
+    """What the scan returns of the outputs of its steps, (B, T, K, D); `order` None: every token is visited."""
     batch, length, directions, channels = inputs.delta.shape
-    if scan.z is not None and scan.mode != MERGED:
-        out = out * F.silu(scan.z[:, scan.order])
+    if scan.mode == PER_STEP:
+        return (out if scan.z is None else out * F.silu(scan.z[:, scan.order])).to(inputs.u.dtype)
     if scan.mode == MERGED:
         out = scan.u.new_zeros(batch, length, channels).index_add(1, scan.order.flatten(), out.flatten(1, 2))
-    elif scan.mode != PER_STEP:
+    else:
         at = (scan.order * directions + scan.slots).flatten()
         out = scan.u.new_zeros(batch, length * directions, channels).index_add(1, at, out.flatten(1, 2))
         out = out.unflatten(1, (length, directions))
-    if scan.z is not None and scan.mode == MERGED:
-        out = out * F.silu(scan.z)
+    if scan.z is not None:
+        out = out * F.silu(gates(scan.z, order, scan.mode == MERGED))
     return out.to(inputs.u.dtype)
 
 

@@ -15,13 +15,21 @@ MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what a scan returns: (B, L, D), (B,
 
 def limited_rates(A: Tensor) -> Tensor:
     """Decay rates: at -inf the state is forgotten in one step and nothing depends on the rate; at +inf is no limit."""
-    fast = max(-1e30, torch.finfo(A.dtype).min)
-    return torch.where(A.isneginf(), fast, A) * torch.where(A.isposinf(), math.nan, 1.0).to(A.dtype)
+    return A.nan_to_num(nan=math.nan, posinf=math.nan, neginf=max(-1e30, torch.finfo(A.dtype).min))
 
 
 def limited_steps(delta: Tensor) -> Tensor:
     """Time steps without softplus: at -inf is no limit."""
     return delta * torch.where(delta.isneginf(), math.nan, 1.0).to(delta.dtype)
+
+
+def gates(z: Tensor, order: Tensor | None, merged: bool) -> Tensor:
+    """Gates before SiLU of (B, L, D) or (B, L, K, D): 0 for what no step puts out, which is 0 whatever `z` is there."""
+    z = z if merged else z.unsqueeze(2)
+    if order is None:
+        return z
+    visited = torch.zeros(order.shape[0], z.shape[1], dtype=torch.bool, device=z.device).scatter(1, order.long(), True)
+    return torch.where((visited.any(0) if merged else visited.t()).unsqueeze(-1), z, 0.0)
 
 
 class ScanInputs(NamedTuple):

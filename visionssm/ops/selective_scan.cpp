@@ -326,6 +326,7 @@ struct Job {
   const Scan *scan;
   int64_t items, width;                  // work items; channels per block
   std::vector<char> once, params_once;   // per direction: the order visits every token exactly once
+  std::vector<char> visited;             // per direction and token, where outputs of several steps are gated at once
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
 };
@@ -350,6 +351,11 @@ static void prepare(Job &job, const Scan &s) {
     job.once.push_back(visits_once(order, s.steps, s.length, seen));
     job.params_once.push_back(s.param_order ? visits_once(params, s.steps, s.length, seen) : job.once.back());
   }
+  if (!s.z || s.mode == PER_STEP || (!s.order && s.steps == s.length)) return;
+  job.visited.assign(s.dirs * s.length, 0);
+  for (int64_t k = 0; k < s.dirs; k++)
+    for (int64_t t = 0; t < s.steps; t++)
+      job.visited[(s.mode == MERGED ? s.dirs - 1 : k) * s.length + s.order[k * s.steps + t]] = 1;
 }
 
 // Scratch memory of one thread, aligned to a cache line.
@@ -505,7 +511,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
                  const Kept *kept) {
   const Scan &s = view.s;
   const int64_t N = NS ? NS : s.states, wide = WHAT == KEEP ? kept->vectors : 0;
-  const bool activated = s.softplus, scalar = s.scalar_decay;
+  const bool activated = s.softplus, scalar = s.scalar_decay, skips = s.D;
   vf local[NS ? NS * NV : 1], skip[NV], bias[NV];
   float dts[TILE * NV * W], us[TILE * NV * W];
   float *a = WHAT == KEEP ? kept->a : nullptr, *h = WHAT == KEEP ? kept->h : nullptr;
@@ -543,7 +549,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
         const int64_t at = ((t - start) * NV + v) * W, row = ((t - t0) * wide + v) * N * W, next = row + wide * N * W;
         const vf dt = load(dts + at), u = load(us + at), du = dt * u;
         const float *rate = rates + v * N * W;
-        vf y = skip[v] * u;
+        vf y = skips ? skip[v] * u : vf{};  // not 0 * u, which may be infinite
         if (NS) {
 #pragma GCC unroll 16
           for (int j = 0; j < NS; j++) {
@@ -648,7 +654,7 @@ static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch)
       vf u = view.u(p), dt = view.delta(q) + bias;
       if (s.softplus) dt = softplus(dt, nullptr);
       vf du = dt * u;
-      store(ys + i * W, skip * u);
+      store(ys + i * W, s.D ? skip * u : vf{});
       vf decay = s.scalar_decay ? exp2v(dt * load(rates)) : vf{};
       for (int64_t j = 0; j < N; j++) {
         if (!s.scalar_decay) decay = exp2v(dt * load(rates + j * W));
@@ -721,7 +727,7 @@ static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, floa
           for (int64_t v = 0; v < vectors; v++) {
             const int64_t lanes = view.lanes(v), at = view.out_row(0, p) + v * W;
             vf y = load_part(direct ? (float *)s.out + at : rows + (p * vectors + v) * W, lanes);
-            if (s.z) {
+            if (s.z && (job.visited.empty() || job.visited[k * s.length + p])) {  // a gate may be infinite
               vf z = view.z(p, v);
               y *= z * sigmoid(z);
             }
@@ -883,7 +889,7 @@ struct TokenGrads {
   void *u, *delta;
   float *z;
   int64_t u_base, u_p, delta_base, delta_p, z_p, u_dtype, delta_dtype;  // copies, as in `View`
-  bool add_u, add_delta;
+  bool add_u, add_delta, skips;
 
   TokenGrads(const Job &job, const View<KIND> &view) : view(view) {
     const Scan &s = view.s;
@@ -893,6 +899,7 @@ struct TokenGrads {
     delta_dtype = KIND == FP32 ? (int64_t)FP32 : s.ddelta_dtype, z_p = s.channels;
     add_u = s.u_per_dir ? !job.once[view.k] : (view.k > 0 || !job.once[0]);
     add_delta = !job.params_once[view.k];
+    skips = s.D;
   }
   template <int NV>
   INLINE_MEMBER void prefetch(int64_t t) const {
@@ -917,10 +924,10 @@ struct TokenGrads {
   INLINE_MEMBER vf put(int64_t t, int64_t v, vf u_t, vf dy, vf dt, vf slope, vf skip, const Sums &sums) const {
     const int64_t p = view.token(t), lanes = view.lanes(v);
     const vf raw = (sums.ddt * (1.0f / LOG2E) + sums.weighted * u_t) * slope;
-    put_rounded(u, u_row(p) + v * W, sums.weighted * dt + skip * dy, u_dtype, lanes, add_u);
+    put_rounded(u, u_row(p) + v * W, sums.weighted * dt + (skips ? skip * dy : vf{}), u_dtype, lanes, add_u);
     put_rounded(delta, delta_row(view.param_token(t)) + v * W, raw, delta_dtype, lanes, add_delta);
     if (z) {
-      const vf x = view.z(p, v), gate = sigmoid(x), y = sums.y + skip * u_t;
+      const vf x = view.z(p, v), gate = sigmoid(x), y = sums.y + (skips ? skip * u_t : vf{});
       put_row(z + p * z_p + v * W, output_grad(view, t, p, v) * y * gate * (1.0f + x * (1.0f - gate)), lanes, true);
     }
     return raw;
