@@ -16,7 +16,9 @@ def count(function):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize('name', [name for family in FAMILIES.values() for name in family.models if name[:5] == 'test_'])
+@pytest.mark.parametrize(
+    'name', [name for family in FAMILIES.values() for name in family.models if name[:5] == 'test_']
+)
 def test_a_model_counts_on_the_cpu_as_in_the_catalog(name):
     model = timm.create_model(name).eval()
     with torch.no_grad():
@@ -32,7 +34,9 @@ def test_gradients_count_twice(monkeypatch):
     y = linear(x, weight).sum()  # by our operator, where oneDNN serves
     assert count(y.backward) == 2 * product
     q = torch.randn(1, 2, 5, 5, 4, requires_grad=True)
-    assert count(lambda: attention(q[0], q[0], q[0]).sum().backward()) == 7 * 2 * 2 * 5 * 25 * 4  # it makes weights anew
+    assert (
+        count(lambda: attention(q[0], q[0], q[0]).sum().backward()) == 7 * 2 * 2 * 5 * 25 * 4
+    )  # it makes weights anew
     both = 2 * 2 * 25 * 4 * 9 * 2  # queries with keys, weights with values
     assert count(lambda: na_av(na_qk(q, q, 3, [1, 1]), q, 3, [1, 1]).sum().backward()) == 3 * both
     u, B = torch.randn(1, 5, 3, requires_grad=True), torch.randn(1, 5, 2, 4)

@@ -20,7 +20,7 @@ from .inputs import MERGED, PER_STEP, ScanInputs, gates
 
 _CHUNK_ELEMENTS = 1 << 22  # elements of (B, chunk, K, D, N): 16 MiB in fp32
 _PIECE = 16  # steps
-_DOUBLINGS = 17  # for 2^21 steps, where their number is symbolic
+_BLOCK = _PIECE**2  # steps, by which they are counted where their number is symbolic
 
 
 class _Problem(NamedTuple):
@@ -128,7 +128,7 @@ def _windows(x: Tensor, window: int) -> Tensor:
 
 
 def _unwindow(x: Tensor, like: Tensor) -> Tensor:
-    windows = (like.shape[1] + x.shape[1] - 1) // x.shape[1]
+    windows = -(-like.shape[1] // x.shape[1])
     return x.reshape(like.shape[0], windows * x.shape[1], *x.shape[2:])[:, : like.shape[1]]
 
 
@@ -179,40 +179,65 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 def forward_at_once(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """The same, all steps at once, by operators that do not depend on any size but `_PIECE`; sizes may be symbolic."""
-    scan = _problem(inputs, 0)
+    scan, inside = _problem(inputs, 0), None
+    steps = scan.order.shape[0]
+    if isinstance(steps, torch.SymInt):
+        scan, inside = _in_blocks(scan)
     all_steps = _load(scan, slice(None))
-    h = read = _by_pieces(all_steps.a, all_steps.b)
+    a, b = all_steps.a, all_steps.b
+    if inside is not None:  # past the end the state stays as it is
+        a, b = torch.where(inside, a, 1.0), torch.where(inside, b, 0.0)
+    h = read = _by_pieces(a, b)
     if inputs.local_window != 0:
         t = torch.arange(1, h.shape[1] + 1, device=h.device).view(-1, 1, 1, 1)
-        linked = all_steps.a * (t % inputs.local_window != 0)
-        ahead = _by_pieces(linked.flip(1), all_steps.b.flip(1)).flip(1)
+        linked = a * (t % inputs.local_window != 0)
+        ahead = _by_pieces(linked.flip(1), b.flip(1)).flip(1)
         read = h + linked * _shift(ahead, -1)
     last = h[:, -1] if inputs.return_last_state else h.new_empty(0)
     out = (read * all_steps.C.unsqueeze(3)).sum(-1)  # an einsum would ask how symbolic strides compare
     out = out if scan.D is None else out + scan.D * all_steps.u
-    return _returned(scan, inputs, out, None), last  # programs of models visit all tokens
+    if inside is None:  # programs of models visit all tokens
+        return _returned(scan, inputs, out, None), last
+    # what is added to a token once more is nothing
+    out = _returned(scan, inputs, torch.where(inside.squeeze(-1), out, 0.0), None)
+    return out.narrow(1, 0, steps) if scan.mode == PER_STEP else out, last
 
 
-def _by_pieces(a: Tensor, b: Tensor) -> Tensor:
+def _in_blocks(scan: _Problem) -> tuple[_Problem, Tensor]:
+    """The scan filled up to a multiple of `_BLOCK` steps, and which of them are its own, (T, 1, 1, 1).
+
+    The number of blocks is read from a tensor: torch computes with it as with an unknown. What it is made of (halves,
+    rounded up, of a height times a width) would otherwise be carried through, and simplified in, every shape below.
+    """
+    steps = scan.order.shape[0]
+    blocks = torch.full((), -(-steps // _BLOCK), dtype=torch.int64).item()
+    torch._check(blocks >= 1)
+    t = torch.arange(blocks * _BLOCK, device=scan.u.device)
+    at = torch.where(t < steps, t, 0)
+    orders = {name: getattr(scan, name).index_select(0, at) for name in ('order', 'param_order')}
+    return scan._replace(**orders), (t < steps).view(-1, 1, 1, 1)
+
+
+def _by_pieces(a: Tensor, b: Tensor, levels: int = 2) -> Tensor:
     """States h[t] = a[t] h[t-1] + b[t] along dim 1, from h = 0: pieces from zero, then what each really starts from."""
+    if not isinstance(b.shape[1], int) and not levels:
+        return _by_all_before(a, b)
     # a program's views are of the strides that were traced, and convolutions choose theirs anew
     a, b = (x.clone(memory_format=torch.contiguous_format) for x in (a, b))
+    if isinstance(b.shape[1], int) and b.shape[1] <= _PIECE:
+        return _scan_forward(a, b)[1]
     decay, h = _scan_forward(_windows(a, _PIECE), _windows(b, _PIECE))
-    ends, pass_on = _unpieced(h, b)[:, :, -1], _unpieced(decay, b)[:, :, -1]
-    pieces = ends.shape[1]
-    rest = [0, 0] * (ends.ndim - 2)
-    doublings = (pieces - 1).bit_length() if isinstance(pieces, int) else _DOUBLINGS
-    for i in range(doublings):
-        pad = [*rest, 2**i, 0]
-        ends = ends + pass_on * F.pad(ends, pad).narrow(1, 0, pieces)
-        pass_on = pass_on * F.pad(pass_on, pad).narrow(1, 0, pieces)
-    start = F.pad(ends, [*rest, 1, 0]).narrow(1, 0, pieces)
-    return _unwindow(h + decay * start.flatten(0, 1).unsqueeze(1), b)
+    ends, pass_on = (x[:, -1].unflatten(0, (b.shape[0], -(-b.shape[1] // _PIECE))) for x in (h, decay))
+    starts = _shift(_by_pieces(pass_on, ends, levels - 1), 1)
+    return _unwindow(h + decay * starts.flatten(0, 1).unsqueeze(1), b)
 
 
-def _unpieced(x: Tensor, like: Tensor) -> Tensor:
-    """(B S, piece, ...) -> (B, S, piece, ...)."""
-    return x.reshape(like.shape[0], (like.shape[1] + _PIECE - 1) // _PIECE, *x.shape[1:])
+def _by_all_before(a: Tensor, b: Tensor) -> Tensor:
+    """The same by a sum over all steps before, T^2 of them, which takes few operators: for the last level."""
+    t = torch.arange(b.shape[1], device=b.device)
+    after = (t.unsqueeze(1) > t).view(1, *2 * b.shape[1:2], 1, 1, 1)  # [i, j]: i > j
+    decay = torch.where(after, a.unsqueeze(2), 1.0).log().cumsum(1).exp()  # of all steps from j + 1 to i
+    return torch.where(after | (t.unsqueeze(1) == t).view(after.shape), decay * b.unsqueeze(1), 0.0).sum(2)
 
 
 def _returned(scan: _Problem, inputs: ScanInputs, out: Tensor, order: Tensor | None) -> Tensor:

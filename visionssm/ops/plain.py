@@ -37,24 +37,16 @@ def plain_program(program: ExportedProgram, core: bool = False) -> ExportedProgr
 
     Returns:
         The program; it gives the same numbers to rounding, and needs more memory: the states of all steps.
-
-    Raises:
-        ValueError: If the length of a scan is computed from other sizes: torch does not come to an end there.
     """
-    for node in program.graph.find_nodes(op='call_function', target=_ops.selective_scan.default):
-        length = node.args[0].meta['val'].shape[1]
-        if isinstance(length, torch.SymInt) and not length.node.expr.is_symbol:
-            raise ValueError(
-                f'a scan of {length} tokens cannot be put into plain operators; give images one size, or keep the '
-                "scan as it is (operators='ours')"
-            )
     table = torch.export.default_decompositions() if core else {}
     table.update(decompositions())
     program = program.run_decompositions(table)
-    if core:  # of casts, `export` notes what dtype it saw: a check, and not core
+    if core:  # `export` notes what it relies on, dtypes and sizes: checks, and not core
         graph = program.graph_module.graph
-        for node in graph.find_nodes(op='call_function', target=torch.ops.aten._assert_tensor_metadata.default):
-            graph.erase_node(node)
+        for check in (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default):
+            for node in graph.find_nodes(op='call_function', target=check):
+                graph.erase_node(node)
+        graph.eliminate_dead_code()
         program.graph_module.recompile()
     return program
 
