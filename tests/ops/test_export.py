@@ -69,6 +69,42 @@ def test_file_takes_other_lengths(d_state, window, channels, dynamo, tmp_path):
         torch.testing.assert_close(torch.from_numpy(out), module(*given), rtol=1e-4, atol=1e-5)
 
 
+class Sum(torch.nn.Module):
+    def __init__(self, merge):
+        super().__init__()
+        self.merge = merge
+
+    def forward(self, token, rows):
+        return export.add_rows(9, token, rows, self.merge)
+
+
+@pytest.mark.parametrize(('merge', 'dynamo'), [(True, False), (False, False), (True, True)])
+def test_no_node_adds_to_a_place_twice(merge, dynamo, tmp_path):
+    """onnxruntime adds on several threads, and loses what two of them add to the same place."""
+    g = torch.Generator().manual_seed(0)
+    once = torch.rand(9, 2, generator=g).argsort(0)
+    twice = torch.cat([once, once[:3], torch.full((1, 2), 9)])  # 9: dropped
+    path, names, axes = tmp_path / 'sum.onnx', ['token', 'rows'], {0: 'steps'}
+    given = {'dynamic_shapes': (axes,) * 2} if dynamo else {'dynamic_axes': dict.fromkeys(names, axes)}
+    example = twice, torch.randn(len(twice), 2, 4)
+    torch.onnx.export(Sum(merge), example, path, dynamo=dynamo, input_names=names, verbose=False, **given)
+    file = onnx.load(path)
+    added = [node for node in file.graph.node if node.op_type == 'ScatterND']
+    kinds = [onnx.helper.make_tensor_value_info(node.input[1], onnx.TensorProto.INT64, None) for node in added]
+    file.graph.output.extend(kinds)
+    session = onnxruntime.InferenceSession(file.SerializeToString())
+    for token in (once, twice, torch.randint(10, (30, 2), generator=g), torch.zeros(5, 2).long()):
+        rows = torch.randn(*token.shape, 4, generator=g)
+        out, *places = session.run(None, {'token': token.numpy(), 'rows': rows.numpy()})
+        k = torch.arange(2)
+        expected = torch.zeros(10, 2, 4).index_put((token, k), rows, accumulate=True)[:9]
+        torch.testing.assert_close(torch.from_numpy(out), expected.sum(1) if merge else expected)
+        for place in places:
+            place = place[place < (9 if merge else 18)]
+            assert len(set(place)) == len(place)
+    assert added
+
+
 def test_softplus():
     x = torch.linspace(-80, 80, 10001, dtype=torch.float64)
     expected = torch.nn.functional.softplus(x, threshold=1000)

@@ -16,7 +16,18 @@ from .embed import (
     spread,
     whole_side,
 )
-from .functional import FastLinears, Linear, attention, is_untouched, linear, na_av, na_bias, na_qk, scan_tokens
+from .functional import (
+    FastLinears,
+    Linear,
+    add_tokens,
+    attention,
+    is_untouched,
+    linear,
+    na_av,
+    na_bias,
+    na_qk,
+    scan_tokens,
+)
 from .mamba import STREAM_NORMS, MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
 from .mlp import ChannelGate, DepthwiseMlp, Mlp, NormedGate
 from .path import PathScan, walk_with_moves
@@ -72,6 +83,7 @@ __all__ = [
     'StreamLayerNorm',
     'StreamNorm',
     'StridedPatchEmbed',
+    'add_tokens',
     'at_least_fp32',
     'attention',
     'change_scan',

@@ -15,10 +15,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
 from visionssm.ops import attention, linear, na_av, na_bias, na_qk, scan_tokens
+from visionssm.ops.export import add_tokens as add_steps
+from visionssm.ops.export import wants_plain
 
 __all__ = [
     'FastLinears',
     'Linear',
+    'add_tokens',
     'attention',
     'is_untouched',
     'linear',
@@ -29,7 +32,16 @@ __all__ = [
     'silu_once',
 ]
 
-for _name in ('linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
+
+def add_tokens(x: Tensor, order: Tensor, y: Tensor) -> Tensor:
+    """Zeros like `x` (B, L, D) with every step of walks, `y` (B, T, K, D), added at its token in `order` (K, T)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if wants_plain():
+            return add_steps(x.shape[1], order, y)
+    return y.new_zeros(x.shape).index_add(1, order.t().flatten(), y.flatten(1, 2))
+
+
+for _name in ('add_tokens', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
     register_notrace_function(globals()[_name])
     torch.fx.wrap(_name)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
-from .functional import Linear, scan_tokens, silu_once
+from .functional import Linear, add_tokens, scan_tokens, silu_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
@@ -137,7 +137,7 @@ class MambaDirection(nn.Module):
             return scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, order=order, local_window=local_window)
         # tokens are in visiting order already; they go back to where they came from
         steps = scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, merge=False, local_window=local_window)
-        return torch.zeros_like(x).index_add(1, order[0].long(), steps.squeeze(2))
+        return add_tokens(x, order, steps)
 
 
 class MambaMixer(ScanningModule):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from .functional import Linear, scan_tokens, silu_once
+from .functional import Linear, add_tokens, scan_tokens, silu_once
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log
 
@@ -124,7 +124,7 @@ class PathScan(ScanningModule):
                 x = F.pad(x, [0, 0, 0, 1])
             u = x[:, order.t()]
             y = scan_tokens(u=u, delta=dt, A=A, B=B, C=C, D=D, merge=False, local_window=self.local_window)
-            y = torch.zeros_like(x).index_add(1, order.t().flatten(), y.flatten(1, 2))
+            y = add_tokens(x, order, y)
             y = y[:, : height * width] if self.zeros else y
             if z is not None:
                 y = y * F.silu(z)

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, register_notrace_function, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
 
-from visionssm.layers import ChannelGate, DepthwiseMlp, FastLinears, Linear, ScanSpec, SelectiveSSM
-from visionssm.ops.export import add_tokens, wants_plain
+from visionssm.layers import ChannelGate, DepthwiseMlp, FastLinears, Linear, ScanSpec, SelectiveSSM, add_tokens
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -36,16 +35,6 @@ from .vssm import make_stages, make_stem
 __all__ = ['MSVMamba']
 
 torch.fx.wrap('scan_order')
-
-
-@torch.fx.wrap
-@register_notrace_function
-def _add_tokens(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
-    """Zeros like `x` (B, L, D) with every token of `y` (B, T, D) added at its `index` (T,)."""
-    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
-        if wants_plain():  # the tracing ONNX exporter would add tokens of one index only once
-            return add_tokens(x.shape[1], index, y)
-    return y.new_zeros(x.shape).index_add(1, index, y)
 
 
 class MultiScaleMixer(FastLinears):
@@ -133,8 +122,7 @@ class MultiScaleMixer(FastLinears):
         if zeros:
             x = F.pad(x, [0, 0, 0, 1])
         if self.norm_steps and not once:
-            y = self.norm(self.ssm(x, order, parameter_set, True)).squeeze(2)  # [B, T, D]
-            y = _add_tokens(x, order[0], y)
+            y = add_tokens(x, order, self.norm(self.ssm(x, order, parameter_set, True)))
         else:
             y = self.ssm(x, order, parameter_set)
             if self.norm_steps:  # each token has had one step: the same

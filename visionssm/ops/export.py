@@ -153,12 +153,12 @@ def scan(
             y = y.sum(2)
             y = y if z is None else y * F.silu(z.to(work))
         return y.to(dtype)
-    token = torch.where(inside[:, None], token, length)  # a row to be cut off takes what is past the end
-    rows = y.reshape(piece * pieces * K, batch * channels)
+    token = torch.where(inside[:, None], token, length)
+    rows = y.reshape(piece * pieces, K, batch * channels)
     if mode == PER_DIRECTION:
-        out = add_rows((length + 1) * K, (token * K + k).flatten(), rows)
-        return out[: length * K].reshape(length, K, batch, channels).permute(2, 0, 1, 3).to(dtype)
-    out = add_rows(length + 1, token.flatten(), rows)[:length].reshape(length, batch, channels).transpose(0, 1)
+        out = add_rows(length, token, rows, merge=False)
+        return out.reshape(length, K, batch, channels).permute(2, 0, 1, 3).to(dtype)
+    out = add_rows(length, token, rows).reshape(length, batch, channels).transpose(0, 1)
     return (out if z is None else out * F.silu(z.to(work))).to(dtype)
 
 
@@ -218,8 +218,10 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, step, fixed, states, reverse, *tensors):
-        """Loop."""
-        return _walk(step, fixed, states, reverse, *tensors)
+        """Take one step: the tracer would record them all, and only sees what the result looks like."""
+        count, inputs = tensors[-1].shape[0], tensors[fixed + states :]
+        out = step(*tensors[: fixed + states], *(x[0] for x in inputs))
+        return *out[:states], *(x.unsqueeze(0).expand(count, *x.shape) for x in out[states:])
 
     @staticmethod
     def symbolic(g, step, fixed, states, reverse, *tensors):
@@ -275,19 +277,51 @@ class _Value:
 # ---- sums ----------------------------------------------------------------------------------------------------------
 
 
-def add_rows(count: int, index: Tensor, rows: Tensor) -> Tensor:
-    """Zeros (count, D) with every row of `rows` (R, D) added at its `index` (R,)."""
-    out = rows.new_zeros(count, rows.shape[1])
+def add_rows(length: int, token: Tensor, rows: Tensor, merge: bool = True) -> Tensor:
+    """Rows (T, K, D) added up at their tokens (T, K), a token of `length` dropping its row: (L, D), or (L, K, D).
+
+    onnxruntime adds rows of the same place on several threads at once and loses some (its issue 18048), so that no node
+    may get a place twice. Of the steps of a direction that share a token, one is added after the other, as often as
+    that happens in the example that a tracer sees; what is left at other sizes goes through `ScatterElements`, which is
+    slow and runs on one thread.
+    """
+    steps, channels = rows.shape[0], rows.shape[2]
+    K = _fixed(rows.shape[1])[0]
+    k, t = torch.arange(K, device=token.device), torch.arange(steps, device=token.device)
+    t = t.unsqueeze(1).expand(-1, K)
+    out = rows.new_zeros((length + 1) * (1 if merge else K), channels)
+    visits = 1
+    if torch.jit.is_tracing():
+        once = torch.zeros(length + 1, K, dtype=t.dtype, device=t.device).scatter_add(0, token, torch.ones_like(t))
+        visits = max(1, *_fixed(once[:length].max()))
+    left = token < length
+    for _ in range(visits):
+        at = torch.where(left, token, length)
+        last = torch.zeros(length + 1, K, dtype=t.dtype, device=t.device).scatter(0, at, t)
+        chosen = left & (last.gather(0, token) == t)
+        at, left = torch.where(chosen, token, length), left & ~chosen
+        if merge:
+            for direction in range(K):
+                out = _add_at(out, at[:, direction], rows[:, direction])
+        else:
+            out = _add_at(out, (at * K + k).flatten(), rows.flatten(0, 1))
+    rest = left.flatten().nonzero().flatten()
+    place = (token if merge else token * K + k).flatten().index_select(0, rest)
+    out = out.scatter_add(0, place.unsqueeze(1).expand(-1, channels), rows.flatten(0, 1).index_select(0, rest))
+    return out[:length] if merge else out[: length * K].reshape(length, K, channels)
+
+
+def add_tokens(length: int, order: Tensor, tokens: Tensor) -> Tensor:
+    """Zeros (B, L, D) with every step (B, T, K, D) of walks added at its token in `order` (K, T)."""
+    batch, steps, K, channels = tokens.shape
+    rows = tokens.permute(1, 2, 0, 3).reshape(steps, K, batch * channels)
+    return add_rows(length, order.long().t(), rows).reshape(length, batch, channels).transpose(0, 1)
+
+
+def _add_at(out: Tensor, place: Tensor, rows: Tensor) -> Tensor:
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
-        return _AddRows.apply(out, index, rows)
-    return out.index_put((index,), rows, accumulate=True)
-
-
-def add_tokens(length: int, index: Tensor, tokens: Tensor) -> Tensor:
-    """Zeros (B, L, D) with every token of (B, T, D) added at its `index` (T,), so that every exporter adds all."""
-    batch, steps, channels = tokens.shape
-    rows = tokens.transpose(0, 1).reshape(steps, batch * channels)
-    return add_rows(length, index.long(), rows).reshape(length, batch, channels).transpose(0, 1)
+        return _AddRows.apply(out, place, rows)
+    return out.index_put((place,), rows, accumulate=True)
 
 
 class _AddRows(torch.autograd.Function):
