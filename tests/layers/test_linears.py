@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from torch.nn.utils import prune
 import visionssm.ops.products as products
 from visionssm.layers import Mlp, functional, mlp
 from visionssm.ops import available_backends
+from visionssm.weights.published import FAMILIES
 
 needs_onednn = pytest.mark.skipif(
     bool(available_backends(op='linear')['onednn']), reason='torch has no oneDNN product on this machine'
@@ -34,16 +36,39 @@ def fast(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_a2mamba', 'test_groupmamba', 'test_plainmamba'])
+SMALL = [name for family in FAMILIES.values() for name in family.models if name.startswith('test_')]
+# one gate for all directions, or for both branches: as often as it is called
+SHARED = {'test_localvim': 4, 'test_localvmamba': 4, 'test_efficientvmamba': 2}
+
+
+@pytest.mark.parametrize(
+    'name', [name for family in FAMILIES.values() for name in family.models if name[:5] == 'test_']
+)
 def test_types(name):
     model = timm.create_model(name, num_classes=5).eval()
-    exact = [module for module in model.modules() if type(module) is nn.Linear]
-    assert len(exact) > 3
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert len(layers) > 3 and {type(module) for module in layers.values()} == {nn.Linear}
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
-    assert not any(type(module) is nn.Linear for module in quantised.modules())
-    x = torch.randn(1, *model.pretrained_cfg['input_size'])
+    assert not any(isinstance(module, nn.Linear) for module in quantised.modules())
+    x, calls = torch.randn(1, *model.pretrained_cfg['input_size']), Counter()
     with torch.no_grad():
-        assert torch.isfinite(quantised(x)).all()
+        expected = model(x)
+        assert (quantised(x) - expected).abs().max() < 0.5 * expected.std()
+        for key, module in layers.items():
+            module.register_forward_hook(lambda *_, key=key: calls.update([key]))
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert set(calls) == set(layers)
+    assert set(calls.values()) <= {1, SHARED.get(name, 1)}
+
+
+@pytest.mark.parametrize('name', ['test_vim', 'test_plainmamba', 'test_a2mamba'])
+def test_hooks_leave_the_precision(name):
+    model = timm.create_model(name).eval().bfloat16()
+    x = torch.randn(1, *model.pretrained_cfg['input_size'], dtype=torch.bfloat16)
+    expected = model(x)
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: None)
+    assert torch.equal(model(x), expected)
 
 
 @needs_onednn

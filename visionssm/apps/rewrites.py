@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.layers import SelectiveSSM, StepProjection
+from visionssm.layers import SelectiveSSM, StepProjector
 from visionssm.models.isotropic import Isotropic
 
 from .rotations import karhunen_loeve
@@ -281,5 +281,5 @@ def _steps(model: nn.Module) -> Iterator[_Step]:
             if m.mixer == 'mamba1' and m.directions is not None:
                 for direction, bias in zip(m.directions, m.dt_proj_bias, strict=True):
                     yield _Step(direction.x_proj, direction.dt_proj, bias, m.bias_count)
-        elif isinstance(getattr(m, 'dt_proj', None), StepProjection):
-            yield _Step(m.x_proj, m.dt_proj, m.dt_proj.bias, m.dt_proj.bias_count)
+        elif isinstance(m, StepProjector):
+            yield _Step(m.x_proj, m.dt_proj, m.dt_proj.bias, m.bias_count)

@@ -23,6 +23,7 @@ __all__ = [
     'Linear',
     'add_tokens',
     'attention',
+    'is_hooked',
     'is_untouched',
     'linear',
     'na_av',
@@ -61,15 +62,20 @@ class _Products(TorchFunctionMode):
 _PLAIN = (Tensor, nn.Parameter)  # not quantised, distributed, or of a tracer
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody has attached anything to the calls of `module`."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return 'forward' in module.__dict__ or any(hooks) or _has_any_global_hook()
+
+
 def is_untouched(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
     """Whether `module` and all within are exactly of `kinds`, and nobody has attached anything: their weights say all.
 
     A module whose parts pass may compute what they would without calling them.
     """
-    return not _has_any_global_hook() and all(
+    return all(
         type(part) in kinds
-        and 'forward' not in part.__dict__
-        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        and not is_hooked(part)
         and all(x is None or type(x) in _PLAIN for x in part._parameters.values())
         for part in module.modules()
     )

@@ -13,7 +13,7 @@ from visionssm.scans import ScanOrder, get_scan
 from .functional import Linear, add_tokens, scan_tokens, silu_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
-from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log, init_dt_bias
+from .ssm import StepProjector, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
 torch.fx.wrap('scan_tokens')
 torch.fx.wrap('at_least_fp32')
@@ -92,7 +92,7 @@ class CausalConv1d(nn.Conv1d):
         return x[:, :, pad:] if self.backwards else x[:, :, :length]
 
 
-class MambaDirection(nn.Module):
+class MambaDirection(StepProjector):
     """One scan direction: causal convolution, x_proj, dt_proj, `A_log` (D, N), `D` (D,), and the scan with them.
 
     Args:
@@ -105,10 +105,10 @@ class MambaDirection(nn.Module):
     def __init__(self, d_inner: int, d_state: int, d_conv: int, dt_rank: int, device=None, dtype=None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.d_state, self.dt_rank = d_state, dt_rank
+        self.d_state, self.dt_rank, self.bias_count = d_state, dt_rank, 1
         self.conv1d = CausalConv1d(d_inner, d_conv, **dd)
         self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = StepProjection(dt_rank, d_inner, **dd)
+        self.dt_proj = Linear(dt_rank, d_inner, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
@@ -131,7 +131,7 @@ class MambaDirection(nn.Module):
         walked = x if along_rows else x[:, order[0].long()]
         u = silu_once(self.conv1d(walked.transpose(1, 2)).transpose(1, 2))
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
-        delta, B, C = self.dt_proj(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
+        delta, B, C = self.project_steps(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
         A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
         if along_rows:
             return scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, order=order, local_window=local_window)

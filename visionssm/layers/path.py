@@ -9,7 +9,7 @@ from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
 from .functional import Linear, add_tokens, scan_tokens, silu_once
 from .scanning import ScanningModule, ScanSpec, check_local_window
-from .ssm import StepProjection, at_least_fp32, decay_rates, init_A_log
+from .ssm import StepProjector, at_least_fp32, decay_rates, init_A_log
 
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('decay_rates')
@@ -24,7 +24,7 @@ def walk_with_moves(scan: str, height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack([order.to(moves.dtype), moves])
 
 
-class PathScan(ScanningModule):
+class PathScan(StepProjector, ScanningModule):
     """Depthwise convolution, SiLU, and a selective scan along all directions, summed; what mixers put around is theirs.
 
     The directions share all parameters. `direction_B` (5, N) is added to B by the move that led to the visited token:
@@ -61,10 +61,10 @@ class PathScan(ScanningModule):
             raise ValueError(f'd_conv is {d_conv!r}; allowed are odd numbers')
         check_local_window(local_window)
         dd = {'device': device, 'dtype': dtype}
-        self.d_state, self.dt_rank, self.local_window = d_state, dt_rank, local_window
+        self.d_state, self.dt_rank, self.local_window, self.bias_count = d_state, dt_rank, local_window, 2
         self.conv = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, **dd)
         self.x_proj = Linear(d_inner, dt_rank + 2 * d_state, bias=False, **dd)
-        self.dt_proj = StepProjection(dt_rank, d_inner, bias_count=2, **dd)
+        self.dt_proj = Linear(dt_rank, d_inner, **dd)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **dd))
         self.D = nn.Parameter(torch.ones(d_inner, **dd))
         self.direction_B = nn.Parameter(torch.empty(5, d_state, **dd))
@@ -98,7 +98,7 @@ class PathScan(ScanningModule):
         if z is not None:
             z = z.flatten(1, 2)
         dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
-        dt = self.dt_proj(dt)
+        dt = self.project_steps(dt)
         A, D = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
         if not self.permutation:  # a walk longer than the grid goes through the parameters again

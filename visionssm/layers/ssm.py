@@ -1,5 +1,6 @@
 """The parameters of a selective scan along several directions, and how tokens become its inputs."""
 
+import contextlib
 import math
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from .functional import Linear, linear, scan_tokens
+from .functional import Linear, is_hooked, linear, scan_tokens
 from .scanning import check_local_window
 
 torch.fx.wrap('linear')
@@ -39,25 +40,52 @@ def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x.to(weight.dtype), weight, bias)
 
 
-class StepProjection(Linear):
-    """The projection to a scan's steps before softplus, (..., R) to (..., D), in fp32 or fp64.
+def is_called(layer: nn.Module, x: Tensor) -> bool:
+    """Whether `layer` has to be called: it is no plain `nn.Linear`, or somebody watches its calls.
 
-    Half precision would round the bias, and steps of 0.001 would come out a few percent longer or shorter.
+    If not, a program that is being traced holds the product of its weights.
+    """
+    return isinstance(x, Tensor) and (type(layer) is not Linear or is_hooked(layer))
+
+
+def call_without_autocast(layer: nn.Module, x: Tensor, least: bool = False) -> Tensor:
+    """A linear layer, or what an adapter or quantiser has put in its place, in the dtype of its weights.
 
     Args:
-        dt_rank: R.
-        d_inner: D.
-        bias_count: How often the bias is added.
+        layer: Called with its hooks.
+        x: (..., C).
+        least: Compute in fp32 if the weights are in half precision.
+    """
+    weight = layer.weight
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
+    with torch.autocast(x.device.type, enabled=False) if x.device.type != 'meta' else contextlib.nullcontext():
+        if not least or dtype.itemsize > 2:
+            return layer(x.to(dtype))
+        wide = {name: at_least_fp32(p) for name, p in layer.named_parameters() if p.dtype == dtype}
+        return torch.func.functional_call(layer, wide, x.float())
+
+
+class StepProjector(nn.Module):
+    """A module whose `dt_proj`, a linear layer (R to D), gives the steps of a scan.
+
+    Attributes:
+        bias_count: How often its bias is added.
     """
 
-    def __init__(self, dt_rank: int, d_inner: int, bias_count: int = 1, device=None, dtype=None) -> None:
-        super().__init__(dt_rank, d_inner, device=device, dtype=dtype)
-        self.bias_count = bias_count
+    def project_steps(self, x: Tensor) -> Tensor:
+        """The steps before softplus, (..., R) to (..., D), in fp32 or fp64.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Project."""
-        bias = at_least_fp32(self.bias) * self.bias_count
-        return linear_without_autocast(input, at_least_fp32(self.weight), bias)
+        Half precision would round the bias, and steps of 0.001 would come out a few percent longer or shorter.
+        """
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if is_called(self.dt_proj, x):
+                steps = call_without_autocast(self.dt_proj, x, least=True)
+                if self.bias_count == 1:
+                    return steps
+                bias = self.dt_proj.bias  # quantised layers have a method
+                return steps + (self.bias_count - 1) * at_least_fp32(bias() if callable(bias) else bias)
+        bias = at_least_fp32(self.dt_proj.bias) * self.bias_count
+        return linear_without_autocast(x, at_least_fp32(self.dt_proj.weight), bias)
 
 
 def init_dt_bias(bias: Tensor, dt_min: float = 1e-3, dt_max: float = 0.1, dt_init_floor: float = 1e-4) -> None:

@@ -42,8 +42,10 @@ from visionssm.layers import (
     Stem,
     at_least_fp32,
     attention,
+    call_without_autocast,
     channels_last,
     check_image_size,
+    is_called,
     linear_without_autocast,
     na_av,
     na_bias,
@@ -101,14 +103,6 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     sine, cosine = rope.chunk(2, -1)
     turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
     return (x * cosine + turned * sine).to(x.dtype)
-
-
-class OutProjection(Linear):
-    """A linear layer in the dtype of its weights: upstream keeps it out of fp16, which the gated input overflows."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., C) to (..., D)."""
-        return linear_without_autocast(input, self.weight, self.bias)
 
 
 class LinearNormAct(FastLinears):
@@ -355,7 +349,7 @@ class A2Mixer(FastLinears):
             self.mix = StateAggregation(dim, num_heads, window, scan, local_window, **dd)
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.out_norm = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.out_proj = OutProjection(dim, dim, **dd)
+        self.out_proj = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Mix (B, H, W, C); `rope` is what `rotary_embedding` gives."""
@@ -381,7 +375,12 @@ class A2Mixer(FastLinears):
         y2 = na_av(far, y1 + v2, window, dilation)
 
         y = self.mix(torch.cat([y1, y2], 1), q, k, near, far, dilation)
-        return self.out_proj(self.out_norm((self.norm(y) + lepe) * gate))
+        y = self.out_norm((self.norm(y) + lepe) * gate)
+        # upstream keeps it out of fp16, which the gated input overflows
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if is_called(self.out_proj, y):
+                return call_without_autocast(self.out_proj, y)
+        return linear_without_autocast(y, self.out_proj.weight, self.out_proj.bias)
 
 
 class A2MambaBlock(nn.Module):
