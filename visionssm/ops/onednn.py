@@ -11,14 +11,14 @@ import platform
 import torch
 from torch import Tensor
 
-_ON_X86 = platform.machine() in ('x86_64', 'AMD64')
+ON_X86 = platform.machine() in ('x86_64', 'AMD64')
 
 
 def refuse(problem) -> str:
     """Why oneDNN can't serve `problem`; '' if it can."""
     if problem.dtype != torch.float32:
         return f'it computes in fp32, not {problem.dtype}'
-    if not _ON_X86:
+    if not ON_X86:
         return 'torch has it on x86 alone'
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')):
         return 'this torch was built without it'

@@ -1,12 +1,16 @@
-"""Linear layers and attention, by what torch has for the tensors and the transforms at hand."""
+"""Linear layers, MLPs and attention, by what torch has for the tensors and the transforms at hand."""
 
 from __future__ import annotations
+
+import importlib
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from . import onednn
 from .dispatch import TensorProblem, requested_backend, resolve
 from .transforms import differentiable, transformed
 
@@ -98,6 +102,62 @@ def _batch(call, size, dims, inputs):
 
 
 _linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
+
+
+def mlp_at_once(
+    x: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None
+) -> Tensor | None:
+    """`F.linear(F.gelu(F.linear(x, first, first_bias)), second, second_bias)` in C++, without what is between.
+
+    Args:
+        x: (..., C).
+        first: (H, C).
+        first_bias: (H,).
+        second: (D, H).
+        second_bias: (D,).
+
+    Returns:
+        (..., D); None where it does not pay or does not serve: small or wide layers, gradients, transforms, programs,
+        dtypes other than fp32, and a backend of `linear` that is asked for.
+    """
+    given = [t for t in (x, first, first_bias, second, second_bias) if t is not None]
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not onednn.ON_X86
+        or any(type(t) not in _PLAIN or t.dtype != torch.float32 or not t.is_cpu for t in given)
+        or torch.is_autocast_enabled('cpu')
+        or is_in_torch_dispatch_mode()
+        or x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
+        or x.numel() * first.shape[0] < max(_LEAST_WORK, 1)
+        or max(x.shape[-1], second.shape[0]) > _MOST_CHANNELS
+        or first.shape[1] != x.shape[-1]
+        or second.shape[1] != first.shape[0]
+        or requested_backend('linear')
+        or transformed(*given)
+        or _mlp_module().refuse(TensorProblem('cpu', x.dtype))
+    ):
+        return None
+    return _mlp_op(x, first, first_bias, second, second_bias)
+
+
+def _mlp_module() -> ModuleType:
+    return importlib.import_module('visionssm.ops.mlp_cpu')  # at first use, as all of the C++ library
+
+
+_LEAST_ROWS = 32  # per thread: two of the widest vectors
+_MOST_CHANNELS = 512  # the products of wider layers are better done one after the other
+
+
+@torch.library.custom_op('visionssm::mlp', mutates_args=())
+def _mlp_op(x: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None) -> Tensor:
+    return _mlp_module().mlp(x, first, first_bias, second, second_bias)
+
+
+@_mlp_op.register_fake
+def _mlp_fake(x, first, first_bias, second, second_bias):
+    return x.new_empty((*x.shape[:-1], second.shape[0]))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
