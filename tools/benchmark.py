@@ -3,6 +3,7 @@
 python tools/benchmark.py scan --baseline ../other    # the scan: loop, bounds, another checkout's kernel
 python tools/benchmark.py models --batch 1 8 --threads 1 2 --train
 python tools/benchmark.py resolution --plot resolution.png
+python tools/benchmark.py export                      # exported models in onnxruntime and OpenVINO
 python tools/benchmark.py models --published --clock cpu --batch 1 --at-once 6
 python tools/benchmark.py models --json out.json      # every command writes its figures so
 """
@@ -14,18 +15,20 @@ import ctypes
 import json
 import os
 import platform
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from _exported import CASES, EXPORTED_MODELS, Worker, bench_exported
 from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
 from _scan_problem import CLOCKS, scan_problem, seconds, timed, timed_scan
 
 import visionssm.models  # noqa: F401 - registers the models
+from visionssm.apps.export import export_model
 from visionssm.catalog.machine import processor
 from visionssm.catalog.macs import count_macs
 from visionssm.catalog.models import model_names, tag_record
@@ -111,24 +114,10 @@ class Bounds:
         return moved[what] / self.bytes_per_second
 
 
-class Checkout:
+def checkout(folder: Path) -> Worker:
     """The `cpu` backend of a checkout, in a process of its own: what else is timed disturbs its memory no more."""
-
-    def __init__(self, checkout: Path) -> None:
-        paths = os.pathsep.join((str(checkout), str(checkout / 'kernels')))
-        command = [sys.executable, str(HERE / '_scan_worker.py'), str(torch.get_num_threads())]
-        self._process = subprocess.Popen(
-            command, env=os.environ | {'PYTHONPATH': paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, **request: object) -> float:
-        """The seconds that one pass took there, or None for a new shape."""
-        self._process.stdin.write(json.dumps(request) + '\n')
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError('the process of a checkout ended; its traceback is above')
-        return json.loads(answer)
+    paths = os.pathsep.join((str(folder), str(folder / 'kernels')))
+    return Worker(HERE / '_scan_worker.py', torch.get_num_threads(), env=os.environ | {'PYTHONPATH': paths})
 
 
 def bench_scan(
@@ -136,7 +125,7 @@ def bench_scan(
     backends: list[str],
     shape: tuple[int, ...],
     bounds: Bounds,
-    checkouts: dict[str, Checkout] | None = None,
+    checkouts: dict[str, Worker] | None = None,
     indexed: bool = False,
 ) -> list[dict]:
     """Time every backend, the sequential loop, the bounds and a baseline at one shape: inference, backward, both."""
@@ -298,7 +287,12 @@ def main() -> int:
     resolution.add_argument('--sides', type=int, nargs='+', default=SIDES, help='in pixels')
     resolution.add_argument('--rounds', type=int, default=3, help='processes of each model and side (default: 3)')
     resolution.add_argument('--plot', type=Path, metavar='FILE', help='draw the figures here')
-    for command in (scan, models, resolution):
+    export = commands.add_parser('export', help='exported models in onnxruntime and OpenVINO against eager mode')
+    export.add_argument('--models', nargs='+', default=list(EXPORTED_MODELS), metavar='NAME')
+    export.add_argument('--cases', nargs='+', default=list(CASES), metavar='BATCH@SIDE')
+    export.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu: time of the process, on one thread')
+    export.add_argument('--rounds', type=int, default=7, help='timed runs of each runtime (default: 7)')
+    for command in (scan, models, resolution, export):
         command.add_argument('--threads', type=int, nargs='+', help='threads (default: those of torch)')
         command.add_argument('--json', type=Path, help='write the results here')
     kernels = commands.add_parser('kernels', help='what the GPU kernels cost, from compiled code; needs no GPU')
@@ -314,7 +308,7 @@ def main() -> int:
     if args.command == 'models' and args.profile:
         print(profile_model(*named_side(args.profile), args.batch[0]))
         return 0
-    if args.command == 'models' and args.clock == 'cpu':
+    if getattr(args, 'clock', None) == 'cpu':
         args.threads = [1]
         report['machine']['clock'] = args.clock
     for threads in args.threads or [torch.get_num_threads()]:
@@ -331,7 +325,7 @@ def run_scan(args: argparse.Namespace) -> list[dict]:
     """All shapes."""
     bounds, checkouts = Bounds(), {}
     if args.baseline:
-        checkouts = {'cpu': Checkout(HERE.parent), 'baseline': Checkout(args.baseline)}
+        checkouts = {'cpu': checkout(HERE.parent), 'baseline': checkout(args.baseline)}
     print(f'{bounds.bytes_per_second / 1e9:.1f} GB/s in a large copy')
     rows = [
         bench_scan(args.rounds, args.backends, shape, bounds, checkouts, args.indexed_loop) for shape in SCAN_SHAPES
@@ -351,7 +345,22 @@ def run_resolution(args: argparse.Namespace) -> list[dict]:
     return bench_resolution(args.models, args.sides, args.rounds)
 
 
-RUN = {'scan': run_scan, 'models': run_models, 'resolution': run_resolution}
+def run_export(args: argparse.Namespace) -> list[dict]:
+    """All models and cases, from files of one size that take any batch."""
+    rows, threads = [], torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            files = {}
+            for case in args.cases:
+                side = int(case.partition('@')[2])
+                if side not in files:
+                    files[side] = Path(folder) / f'{name}_{side}.onnx'
+                    export_model(create(name, side), files[side], 'onnx', (3, side, side))
+                rows += bench_exported(name, case, files[side], threads, args.rounds, args.clock)
+    return rows
+
+
+RUN = {'scan': run_scan, 'models': run_models, 'resolution': run_resolution, 'export': run_export}
 
 
 def named_side(name: str) -> tuple[str, int]:

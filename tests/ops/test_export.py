@@ -2,6 +2,7 @@
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 
@@ -103,6 +104,15 @@ def test_no_node_adds_to_a_place_twice(merge, dynamo, tmp_path):
             place = place[place < (9 if merge else 18)]
             assert len(set(place)) == len(place)
     assert added
+
+
+def test_openvino_adds_along_constant_walks(tmp_path):
+    token = torch.tensor([[0, 2], [1, 1], [2, 0], [1, 2]])
+    module, rows, path = Sum(True), torch.randn(4, 2, 3), tmp_path / 'sum.onnx'
+    module.forward = lambda rows: export.add_rows(4, token, rows)
+    torch.onnx.export(module, rows, path, dynamo=False, input_names=['rows'])
+    out = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(rows.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(out), module(rows))
 
 
 def test_softplus():

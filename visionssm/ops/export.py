@@ -305,9 +305,13 @@ def add_rows(length: int, token: Tensor, rows: Tensor, merge: bool = True) -> Te
                 out = _add_at(out, at[:, direction], rows[:, direction])
         else:
             out = _add_at(out, (at * K + k).flatten(), rows.flatten(0, 1))
-    rest = left.flatten().nonzero().flatten()
-    place = (token if merge else token * K + k).flatten().index_select(0, rest)
-    out = out.scatter_add(0, place.unsqueeze(1).expand(-1, channels), rows.flatten(0, 1).index_select(0, rest))
+    # one row more, which is dropped, and whose place hangs on the data: OpenVINO has no NonZero of constants
+    rest = torch.cat([left.flatten(), rows.flatten()[:1].abs() >= 0]).nonzero().flatten()
+    at = rest.clamp(max=steps * K - 1)
+    place = (token if merge else token * K + k).flatten().index_select(0, at)
+    place = torch.where(rest < steps * K, place, out.shape[0] - 1)
+    rest = rows.flatten(0, 1).index_select(0, at)
+    out = out.scatter_add(0, place.unsqueeze(1).expand(-1, channels), rest)
     return out[:length] if merge else out[: length * K].reshape(length, K, channels)
 
 
