@@ -102,6 +102,19 @@ class ConvBlock(nn.Module):
         return x + self.drop_path(y)
 
 
+torch.fx.wrap('_along_tokens')
+
+
+@register_notrace_function
+def _along_tokens(x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> torch.Tensor:
+    if not torch.jit.is_tracing() and x.shape[0] == 0:  # torch refuses an image without rows
+        return x * weight.sum()
+    # sequences as the rows of one image: no transposed copy, and no batch for compiled graphs to be tied to
+    x = x.unsqueeze(0).permute(0, 3, 1, 2)
+    x = F.conv2d(x, weight, None, padding=padding, groups=x.shape[1])
+    return x.permute(0, 2, 3, 1).squeeze(0)
+
+
 class TokenConv(nn.Conv1d):
     """Depthwise convolution along tokens (B, L, D) that looks both ways and keeps their number; no bias.
 
@@ -115,10 +128,7 @@ class TokenConv(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        # sequences as the rows of one image: no transposed copy, and no batch for compiled graphs to be tied to
-        x = input.unsqueeze(0).permute(0, 3, 1, 2)
-        x = F.conv2d(x, self.weight.unsqueeze(2), None, padding=[0, self.padding[0]], groups=x.shape[1])
-        return x.permute(0, 2, 3, 1).squeeze(0)
+        return _along_tokens(input, self.weight.unsqueeze(2), [0, self.padding[0]])
 
 
 class MambaVisionMixer(ScanningModule):
