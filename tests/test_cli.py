@@ -260,7 +260,7 @@ def test_classify_gives_what_timm_gives(run, photo, folder):
         (['demo', '--compare-scans', 'raster,,cross'], ["'raster,,cross'"]),
         (['demo', '--compare-scans', 'raster,nope'], ["'nope'"]),
         (['demo', '--compare-scans', 'raster', '--scan', 'cross'], ['--scan', '--compare-scans']),
-        (['scans', '--plot', 'nowhere/scans.png'], ['nowhere/scans.png']),
+        (['scans', '--plot', '/dev/null/scans.png'], ['/dev/null is a file']),
         (['scans', '--plot', 'scans.xyz'], ['scans.xyz', '.png']),
         (['classify', 'none.png', '--model', 'vmamba_nano'], ['vmamba_nano has no published weights', 'local-dir:']),
         (['classify', 'none.png', '--model', 'local-dir:nowhere'], ['nowhere']),
@@ -375,3 +375,34 @@ def test_size_below_one_patch(run, photo, weights, tmp_path):
 def test_devices_name_the_cpu():
     assert _environment.devices()[0][0] == 'cpu'
     assert _environment.check_device('cpu') == torch.device('cpu')
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        ['scans', '--plot'],
+        ['viz', 'test_vmamba', 'a.png', '--random', '--output'],
+        ['viz', 'test_vmamba', 'a.png', '--random', '--output', 'out', '--before'],
+        ['demo', '--output'],
+        ['train', '--data', 'digits', '--output'],
+        ['compare', 'test_vmamba', '--data', 'digits', '--output'],
+        ['convert', 'a.pth', '--model', 'test_vmamba', '--output'],
+        ['features', 'a.png', '--model', 'test_vmamba', '--output'],
+        ['export', 'test_vmamba', '--random', '--format', 'onnx', '--output'],
+        ['quantize', 'test_vmamba', '--random', '--method', 'int8-weight', '--output'],
+    ],
+    ids=' '.join,
+)
+def test_no_path_is_not_the_working_folder(args, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        cli.main([*args, ''])
+    assert "'' is not allowed; give a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'args', [['train', '--data', 'digits', '--model', 'test_vmamba'], ['compare', 'test_vmamba', '--data', 'digits']]
+)
+def test_folders_of_others_stay_as_they_are(run, args, tmp_path):
+    (tmp_path / 'image.png').write_bytes(b'')
+    assert_refused(run(*args, '--output', str(tmp_path)), 'image.png')
+    assert [file.name for file in tmp_path.iterdir()] == ['image.png']

@@ -160,7 +160,7 @@ def test_bad_input(arguments, message, folder, tmp_path, capsys):
 
 def test_folders_of_something_else(folder, tmp_path):
     (tmp_path / 'file').write_text('mine')
-    for output, message in ((tmp_path, 'holds files of something else'), (tmp_path / 'file', 'is a file')):
+    for output, message in ((tmp_path, 'holds file, which no comparison wrote'), (tmp_path / 'file', 'is a file')):
         with pytest.raises(ValueError, match=message):
             compare(['test_vim'], folder, output, **SMALL, say=str)
     assert [file.name for file in tmp_path.iterdir()] == ['file']

@@ -8,7 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from visionssm import files
-from visionssm.files import added_files, check_replaceable, leftovers, link_whole, replaced_folder, write_whole
+from visionssm.files import (
+    added_files,
+    check_extendable,
+    check_replaceable,
+    check_writable,
+    leftovers,
+    link_whole,
+    replaced_folder,
+    write_whole,
+)
 
 
 def names(folder):
@@ -142,3 +151,41 @@ def test_needs_the_standard_library_alone():
     code = 'import runpy, sys; runpy.run_path(sys.argv[1]); print({"torch", "numpy", "timm"} & set(sys.modules))'
     result = subprocess.run([sys.executable, '-c', code, files.__file__], capture_output=True, text=True, check=True)
     assert result.stdout == 'set()\n'
+
+
+def test_a_folder_that_files_are_added_to_is_new_or_of_an_earlier_run(tmp_path):
+    walk = {'marks': ['steps', 'map'], 'maker': 'walk'}
+    for folder in (tmp_path, tmp_path / 'new', tmp_path / 'new' / 'below'):
+        check_extendable(folder, **walk)
+    (tmp_path / 'notes').write_text('mine')
+    with pytest.raises(ValueError, match='holds notes, which no walk wrote'):
+        check_extendable(tmp_path, **walk)
+    for path in (tmp_path / 'notes', tmp_path / 'notes' / 'below'):
+        with pytest.raises(ValueError, match='notes is a file'):
+            check_extendable(path, **walk)
+    (tmp_path / 'map').write_text('')
+    check_extendable(tmp_path, **walk)
+    check_writable(tmp_path / 'notes')
+    for path, message in ((tmp_path, 'is a folder'), (tmp_path / 'notes' / 'below', 'notes is a file')):
+        with pytest.raises(ValueError, match=message):
+            check_writable(path)
+
+
+def test_folders_are_made_and_go_where_nothing_came_of_them(tmp_path):
+    write_whole(tmp_path / 'a' / 'b' / 'file', 'text')
+    for place in (tmp_path / 'a' / 'c' / 'd', tmp_path / 'e' / 'f'):
+        for block in (lambda path: write_whole(path, fail), lambda path: stopped(added_files(path))):
+            with pytest.raises(KeyboardInterrupt):
+                block(place)
+        with pytest.raises(KeyboardInterrupt):
+            stopped(replaced_folder(place))
+    assert names(tmp_path) == ['a'] and names(tmp_path / 'a') == ['b'] and names(tmp_path / 'a' / 'b') == ['file']
+
+
+def fail(stream):
+    raise KeyboardInterrupt
+
+
+def stopped(context):
+    with context:
+        raise KeyboardInterrupt

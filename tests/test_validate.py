@@ -224,6 +224,9 @@ def test_unreadable_image_is_named(digits, model, tmp_path):
         ({'model': 'vmamba_nano'}, 'no published weights'),
         ({'scan': 'no_such_order'}, 'no_such_order'),
         ({'dtype': 'int8'}, 'float32, bfloat16, float16'),
+        ({'workers': 10**9}, 'workers is 1000000000; allowed are 0 to 1024'),
+        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'crop_pct': float('nan')}, 'crop_pct is nan'),
         ({'class_map': 'map.pkl'}, 'neither .txt nor .json'),
         ({'class_map': 'nowhere.txt'}, 'nowhere.txt'),
     ],
@@ -233,7 +236,7 @@ def test_bad_input(changed, message, digits, model, tmp_path):
     torch.save(timm.create_model('test_vmamba').state_dict(), tmp_path / 'w.pth')
     places = {'CHECKPOINT': tmp_path / 'w.pth', 'NOWHERE': tmp_path / 'nowhere', 'EMPTY': tmp_path / 'empty'}
     for word, place in places.items():
-        changed = {key: value.replace(word, str(place)) for key, value in changed.items()}
+        changed = {k: v.replace(word, str(place)) if isinstance(v, str) else v for k, v in changed.items()}
     with pytest.raises((ValueError, OSError), match=message):
         validate(options(digits, model, **changed), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()

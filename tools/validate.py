@@ -18,6 +18,7 @@ from pathlib import Path
 import visionssm  # noqa: F401  registers the models
 from visionssm.apps.validate import DTYPES, Options, validate
 from visionssm.catalog.machine import check_device
+from visionssm.cli.output import path
 
 FIELDS = {
     'split': 'default: validation',
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--device', default='cpu', help='default: cpu')
     parser.add_argument('--dtype', default='float32', choices=DTYPES, help='others by AMP; default: float32')
     parser.add_argument(
-        '--output', type=Path, default=Path('results/validation'), metavar='DIR', help='default: results/validation'
+        '--output', type=path, default=Path('results/validation'), metavar='DIR', help='default: results/validation'
     )
     parser.add_argument('--resume', action='store_true', help='go on with an interrupted run; keep finished results')
     args = vars(parser.parse_args(argv))

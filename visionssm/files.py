@@ -111,7 +111,8 @@ class Stream:
 def write_whole(file: str | os.PathLike[str], content: bytes | str | Callable[[Stream], Any]) -> None:
     """Write a file beside its place, flush it to the disk, and only then give it its name.
 
-    At any moment the name stands for nothing or for a whole file. Of several writers the last one wins.
+    At any moment the name stands for nothing or for a whole file. Of several writers the last one wins. Folders that
+    are missing are made.
 
     Args:
         file: Where to.
@@ -121,7 +122,7 @@ def write_whole(file: str | os.PathLike[str], content: bytes | str | Callable[[S
         OSError: If it can't be written; what was there before still is.
     """
     file = Path(file)
-    with _new_name(file) as partial:
+    with made_folder(file.parent), _new_name(file) as partial:
         with partial.open('xb') as raw:
             stream = Stream(raw)
             try:
@@ -169,10 +170,23 @@ def leftovers(folder: Path, name: str = '') -> list[Path]:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A folder, made with its parents where they are missing; those are removed if the block fails and left nothing."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def added_files(folder: Path) -> Iterator[Path]:
     """A new folder whose files move into `folder`, each whole, when the block ends well; removed otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.new-') as work:
+    with made_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix='.new-') as work:
         yield Path(work)
         for file in sorted(Path(work).iterdir()):
             os.replace(file, folder / file.name)
@@ -181,8 +195,8 @@ def added_files(folder: Path) -> Iterator[Path]:
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well; removed otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as work:
+    parent = folder.parent
+    with made_folder(parent), tempfile.TemporaryDirectory(dir=parent, prefix=f'.{folder.name}-') as work:
         new = Path(work) / 'new'
         new.mkdir()
         yield new
@@ -208,11 +222,45 @@ def check_replaceable(folder: Path, names: Collection[str], maker: str) -> None:
         other = sorted(path.name for path in folder.iterdir() if path.name not in names)
         if other:
             raise ValueError(f'{folder} holds {", ".join(other[:3])}, which no {maker} wrote; give another folder')
-    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    _check_place(folder)
+
+
+def check_extendable(folder: Path, marks: Collection[str], maker: str) -> None:
+    """Raise unless `folder` can be written and is new, empty, or one that an earlier run has begun.
+
+    Args:
+        folder: To be written to.
+        marks: Of the files and folders that a run writes; one that holds any of them is a run's.
+        maker: What writes them, for the message.
+
+    Raises:
+        ValueError: If it is a file or another's, or its place can't be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder} is a file; give a folder')
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and not names.intersection(marks):
+        raise ValueError(f'{folder} holds {min(names)}, which no {maker} wrote; give another folder')
+    _check_place(folder)
+
+
+def check_writable(file: Path) -> None:
+    """Raise unless a file can be written, its folders made where they are missing.
+
+    Raises:
+        ValueError: If it is a folder, or its place can't be written to.
+    """
+    if file.is_dir():
+        raise ValueError(f'{file} is a folder; give a file')
+    _check_place(file)
+
+
+def _check_place(path: Path) -> None:
+    place = next(parent for parent in path.absolute().parents if parent.exists())
     if not place.is_dir():
-        raise ValueError(f'{folder} cannot be written: {place} is a file')
+        raise ValueError(f'{path} cannot be written: {place} is a file')
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix='.visionssm-'):
             pass
     except OSError as error:
-        raise ValueError(f'{folder} cannot be written: {error.strerror or error}') from error
+        raise ValueError(f'{path} cannot be written: {error.strerror or error}') from error

@@ -78,7 +78,7 @@ def test_what_is_refused_is_said_first(setting, tmp_path, capsys):
         (str(tmp_path / 'empty'), output, 'no images in'),
         (str(tmp_path / 'bad.png'), output, 'bad.png is not an image'),
         (str(root / 'images'), str(tmp_path / 'out.csv'), 'written as .safetensors or .npz'),
-        (str(root / 'images'), '/no/folder/out.npz', 'no folder /no/folder'),
+        (str(root / 'images'), '/dev/null/out.npz', '/dev/null is a file'),
     ):
         assert cli.main(['features', images, '--model', model, '--output', file]) == 2
         assert message in capsys.readouterr().err

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from visionssm.extras import check_extra
-from visionssm.files import added_files
+from visionssm.files import added_files, check_writable
 from visionssm.ops.plain import plain_program
 
 TOLERANCE = 1e-4  # of the standard deviation of the model's outputs
@@ -67,10 +67,7 @@ def check_request(
     found, file = FORMATS[form], Path(file)
     if not file.name.endswith(found.suffixes):
         raise ValueError(f'{file} is not a name for {form}; it must end in {" or ".join(found.suffixes)}')
-    if file.is_dir():
-        raise ValueError(f'{file} cannot be written: it is a folder')
-    if not file.parent.is_dir():
-        raise ValueError(f'{file} cannot be written: no folder {file.parent}')
+    check_writable(file)
     if opset is not None and form not in ('onnx', 'openvino'):
         raise ValueError(f'opset goes with onnx and openvino, not with {form}')
     if operators is not None and operators not in OPERATORS:

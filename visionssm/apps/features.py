@@ -15,6 +15,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from visionssm.data import check_workers
 from visionssm.files import write_whole
 
 from .classify import data_config, read_image
@@ -74,10 +75,9 @@ def extract(
         workers: Loader processes; 0: load in this one.
 
     Raises:
-        ValueError: If a file is not an image, the model can't take the size, or `workers` are over 1024.
+        ValueError: If a file is not an image, the model can't take the size, or `workers` are too many.
     """
-    if not 0 <= workers <= 1024:
-        raise ValueError(f'workers is {workers}; allowed are 0 to 1024')
+    check_workers(workers)
     config = data_config(model, img_size)
     images = _Images(files, create_transform(**config, is_training=False), config['input_size'][0])
     model = model.to(device).eval()

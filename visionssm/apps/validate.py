@@ -24,7 +24,8 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from visionssm.files import read_object, read_small, write_whole
+from visionssm.data import check_workers
+from visionssm.files import check_writable, read_object, read_small, write_whole
 from visionssm.version import __version__
 from visionssm.weights.quantized import flatten
 
@@ -126,6 +127,12 @@ def validate(options: Options, output: Path, resume: bool = False) -> dict[str, 
     """
     if options.dtype not in DTYPES:
         raise ValueError(f'dtype is {options.dtype!r}; allowed are {", ".join(DTYPES)}')
+    check_workers(options.workers)
+    if not 1 <= options.batch_size < 1 << 31:
+        raise ValueError(f'batch_size is {options.batch_size}; allowed are integers from 1')
+    if not 0 <= options.crop_pct <= 1:
+        raise ValueError(f"crop_pct is {options.crop_pct}; allowed are fractions up to 1, and 0 for the model's own")
+    check_writable(output / 'results.csv')
     model = load_classifier(options.model, options.checkpoint or None, options.img_size or None)
     if options.scan:
         if not hasattr(model, 'set_scan'):
@@ -205,7 +212,6 @@ def _versions(output: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content, indent=1) + '\n')
 
 

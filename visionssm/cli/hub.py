@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from .output import pairs, table
+from .output import pairs, path, table
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add this module's commands to the parser."""
     command = commands.add_parser('convert', help="any checkpoint to a folder in timm's layout, with a model card")
-    command.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help="file of weights, the authors' or yours")
+    command.add_argument('checkpoint', type=path, metavar='CHECKPOINT', help="file of weights, the authors' or yours")
     command.add_argument('--model', required=True, metavar='NAME', help='registered name')
-    command.add_argument('--output', required=True, type=Path, metavar='DIR', help='folder to write')
+    command.add_argument('--output', required=True, type=path, metavar='DIR', help='folder to write')
     command.add_argument('--source', default='', metavar='TEXT', help='where the file is from, for the card')
     command.add_argument(
         '--license', default='', metavar='ID', help='of the weights, such as mit; default: as released'
@@ -26,7 +25,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_convert)
 
     command = commands.add_parser('push', help="publish a folder in timm's layout on the Hub; shows what it would do")
-    command.add_argument('folder', type=Path, metavar='DIR', help='as convert, demo or train wrote it')
+    command.add_argument('folder', type=path, metavar='DIR', help='as convert, demo or train wrote it')
     command.add_argument('repo_id', metavar='OWNER/NAME')
     command.add_argument('--yes', action='store_true', help='do it')
     command.add_argument('--private', action='store_true', help='make the repository, if it is new, private')

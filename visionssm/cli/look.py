@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from .output import check_parent, pairs, positive, say, table
+from visionssm.files import check_writable
+
+from .output import filename, pairs, path, positive, say, table
 from .use import asked_model
 
 
@@ -39,16 +40,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_configs)
 
     command = commands.add_parser('scans', help='scan orders, and a picture of them')
-    command.add_argument('--plot', type=Path, metavar='FILE', help='draw every path on a small grid (needs matplotlib)')
+    command.add_argument('--plot', type=path, metavar='FILE', help='draw every path on a small grid (needs matplotlib)')
     command.set_defaults(run=_scans)
 
     command = commands.add_parser('viz', help='pictures of what a model does with images, and a page of all of them')
     command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
     command.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
-    command.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder for the pictures')
-    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--output', type=path, required=True, metavar='DIR', help='folder for the pictures')
+    command.add_argument('--checkpoint', type=filename, metavar='FILE', help="weights in ours or the authors' format")
     command.add_argument('--random', action='store_true', help='a new model without trained weights')
-    command.add_argument('--before', metavar='FILE', help='other weights, whose receptive field is drawn beside')
+    command.add_argument(
+        '--before', type=filename, metavar='FILE', help='other weights, whose receptive field is drawn beside'
+    )
     command.add_argument('--layers', type=positive, default=6, metavar='N', help='layers to look into; default: 6')
     command.add_argument('--class', dest='index', type=int, metavar='N', help='evidence for it; default: most probable')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
@@ -121,8 +124,8 @@ def _weights(args: argparse.Namespace) -> int:
 def _configs(args: argparse.Namespace) -> int:
     from visionssm.catalog.configs import list_configs
 
-    for path in list_configs(args.pattern):
-        print(path)
+    for config in list_configs(args.pattern):
+        print(config)
     return 0
 
 
@@ -130,7 +133,7 @@ def _scans(args: argparse.Namespace) -> int:
     from visionssm.scans import get_scan, list_scans, plot_scans
 
     if args.plot is not None:
-        check_parent(args.plot)
+        check_writable(args.plot)
         plot_scans(args.plot)
         print(f'wrote {args.plot}')
         return 0

@@ -17,6 +17,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def filename(text: str) -> str:
+    """An argument that is a path; the empty one would stand for the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed; give a path')
+    return text
+
+
+def path(text: str) -> Path:
+    """The same as a `Path`."""
+    return Path(filename(text))
+
+
 def say(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
@@ -34,12 +46,6 @@ def pairs(pairs: list[tuple[str, str]], indent: str = '') -> None:
 def table(headings: list[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> None:
     """Print rows under headings, as text or as a Markdown table."""
     print(layout(headings, rows, markdown))
-
-
-def check_parent(file: Path) -> None:
-    """Raise `ValueError` if the folder that a file is to be written to is not there."""
-    if not file.parent.is_dir():
-        raise ValueError(f'{file} cannot be written: no folder {file.parent}')
 
 
 def one_line(error: BaseException) -> str:

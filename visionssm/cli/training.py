@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .output import positive, say, table
+from .output import path, positive, say, table
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -20,7 +20,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument('--scan', metavar='SCAN', help='name or JSON, such as \'{"name": "local", "window": 4}\'')
     command.add_argument('--compare-scans', metavar='A,B,C', help='train once per order and print a table')
     command.add_argument('--epochs', type=positive, metavar='N', help='default: 16; 5 with --compare-scans')
-    command.add_argument('--output', type=Path, default=Path('runs/demo'), metavar='DIR', help='default: runs/demo')
+    command.add_argument('--output', type=path, default=Path('runs/demo'), metavar='DIR', help='default: runs/demo')
     command.add_argument('--seed', type=int, default=0, help='default: 0')
     # one: on maps this small more threads gain little, on a busy machine they wait for each other, and the result would
     # depend on the number of cores
@@ -37,7 +37,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='other keys of the recipe'
     )
     command.add_argument('--list-keys', action='store_true', help='show all keys of a recipe, and stop')
-    command.add_argument('--output', type=Path, default=Path('runs/train'), metavar='DIR', help='default: runs/train')
+    command.add_argument('--output', type=path, default=Path('runs/train'), metavar='DIR', help='default: runs/train')
     command.add_argument(
         '--resume', default='no', metavar='auto|no|FILE', help='auto: go on from the newest checkpoint; default: no'
     )
@@ -50,7 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument('--data', required=True, metavar='DATA', help="folder of images, 'digits' or hfds/NAME")
     command.add_argument(
-        '--output', type=Path, default=Path('runs/compare'), metavar='DIR', help='default: runs/compare'
+        '--output', type=path, default=Path('runs/compare'), metavar='DIR', help='default: runs/compare'
     )
     command.add_argument('--scan', nargs='+', default=[], metavar='SCAN', help='orders that each model is tried with')
     command.add_argument('--probe', metavar='KIND', help='linear or knn: on frozen features, instead of training')

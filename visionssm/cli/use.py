@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import check_parent, positive
+from visionssm.files import check_writable
+
+from .output import filename, path, positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--model', required=True, metavar='NAME', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME'
     )
-    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--checkpoint', type=filename, metavar='FILE', help="weights in ours or the authors' format")
     command.add_argument('--topk', type=positive, default=5, metavar='K', help='classes per image; default: 5')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
     command.add_argument('--device', default='cpu', help='default: cpu')
@@ -35,8 +36,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--model', required=True, metavar='NAME', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME'
     )
-    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
-    command.add_argument('--output', type=Path, required=True, metavar='FILE', help='.safetensors or .npz')
+    command.add_argument('--checkpoint', type=filename, metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--output', type=path, required=True, metavar='FILE', help='.safetensors or .npz')
     command.add_argument('--batch-size', type=positive, default=32, metavar='N', help='default: 32')
     command.add_argument('--workers', type=int, default=0, metavar='N', help='loader processes; default: 0')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
@@ -45,12 +46,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser('export', help='a model as a file for another runtime, compared before it is written')
     command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
-    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--checkpoint', type=filename, metavar='FILE', help="weights in ours or the authors' format")
     command.add_argument('--random', action='store_true', help='a new model without trained weights')
     command.add_argument(
         '--format', required=True, metavar='FORMAT', help='onnx, exported-program, aoti, torchscript or openvino'
     )
-    command.add_argument('--output', type=Path, required=True, metavar='FILE', help='file to write')
+    command.add_argument('--output', type=path, required=True, metavar='FILE', help='file to write')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
     command.add_argument('--batch', type=positive, default=2, metavar='N', help='of the example, from 2; default: 2')
     command.add_argument('--dynamic-size', action='store_true', help='take images of any size, not of this one alone')
@@ -62,12 +63,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser('quantize', help='a model with 8-bit or 4-bit weights, as a folder that timm loads')
     command.add_argument('model', metavar='MODEL', help='registered name, local-dir:FOLDER or hf-hub:OWNER/NAME')
-    command.add_argument('--checkpoint', metavar='FILE', help="weights in ours or the authors' format")
+    command.add_argument('--checkpoint', type=filename, metavar='FILE', help="weights in ours or the authors' format")
     command.add_argument('--random', action='store_true', help='a new model without trained weights')
     command.add_argument('--method', required=True, metavar='METHOD', help=f'one of {_METHODS}')
-    command.add_argument('--calibration', type=Path, metavar='DIR', help='training images, for mambaquant-*')
+    command.add_argument('--calibration', type=path, metavar='DIR', help='training images, for mambaquant-*')
     command.add_argument('--images', type=positive, default=128, metavar='N', help='to take of these; default: 128')
-    command.add_argument('--output', type=Path, required=True, metavar='DIR', help='folder to write')
+    command.add_argument('--output', type=path, required=True, metavar='DIR', help='folder to write')
     command.add_argument('--img-size', type=positive, metavar='N', help="default: the model's own")
     command.set_defaults(run=_quantize)
 
@@ -97,7 +98,7 @@ def _features(args: argparse.Namespace) -> int:
 
     device = check_device(args.device)
     features.check_suffix(args.output)
-    check_parent(args.output)
+    check_writable(args.output)
     files = features.image_files(args.images)
     model = load_classifier(args.model, args.checkpoint, args.img_size)
     batches = features.extract(model, files, args.img_size, device, args.batch_size, args.workers)

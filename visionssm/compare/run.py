@@ -17,7 +17,7 @@ import torch
 from visionssm.catalog.configs import find_config
 from visionssm.catalog.machine import check_device, processor
 from visionssm.extras import check_extra
-from visionssm.files import read_object, write_whole
+from visionssm.files import check_extendable, read_object, write_whole
 from visionssm.train.data import STREAMS, NoSplitError, channels_of, open_source
 from visionssm.train.log import check_extras
 from visionssm.train.recipe import Recipe
@@ -190,12 +190,8 @@ def _shared(recipe: Recipe, path: Path | None, overrides: Sequence[str], keys: d
 def _claim(output: Path, shared: dict[str, Any]) -> None:
     """Note the settings of the comparison that a folder holds; they must be those of an earlier one."""
     file = output / 'settings.json'
-    if output.exists() and not output.is_dir():
-        raise ValueError(f'{output} is a file; give a folder')
+    check_extendable(output, [file.name], 'comparison')
     if not file.exists():
-        if output.is_dir() and any(output.iterdir()):
-            raise ValueError(f'{output} holds files of something else; give another folder')
-        output.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(shared, indent=1) + '\n')
         return
     before, now = _flattened(read_object(file)), _flattened(json.loads(json.dumps(shared)))

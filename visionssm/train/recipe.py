@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from visionssm.data import MOST_WORKERS
 from visionssm.files import parse_yaml, read_small
 
 
@@ -62,7 +63,9 @@ class Recipe:
     train_samples: int | None = _key(
         None, 'images per epoch, drawn anew for each; none: all of them; needed where a stream does not say', least=1
     )
-    workers: int = _key(4, 'loader processes per training process; 0: load in the process itself', least=0, most=1024)
+    workers: int = _key(
+        4, 'loader processes per training process; 0: load in the process itself', least=0, most=MOST_WORKERS
+    )
     max_bad_images: int = _key(0, 'images that may be unreadable before the run stops; they are named', least=0)
 
     hflip: float = _key(0.5, 'probability of a horizontal flip', least=0, most=1)

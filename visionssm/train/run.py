@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from visionssm.files import write_whole
+from visionssm.files import check_extendable, write_whole
 
 from . import log as logs
 from .checkpoint import Checkpoints, random_states, read_checkpoint, seed_cpu, set_random_states
@@ -259,6 +259,7 @@ def train(
         first = processes.rank == 0
         quiet = say if first else lambda line: None
         checkpoints = Checkpoints(output / 'checkpoints', recipe.keep_last)
+        check_extendable(output, [checkpoints.folder.name, 'recipe.yaml'], 'training')
         if resume == 'no' and checkpoints.files():
             raise ValueError(f'{output} holds a run; go on with --resume auto, or give another folder')
         trainer = Trainer(recipe, processes, quiet)
@@ -270,7 +271,6 @@ def train(
         if len(set(processes.gather(trainer.progress.step))) > 1:
             raise ValueError(f'processes see different checkpoints: {output} must be where all of them see it')
         if first:
-            output.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
             write_whole(output / 'recipe.yaml', text)
         quiet(describe(trainer))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visionssm.apps.classify import data_config, label_names, read_image
 from visionssm.extras import MissingExtraError, check_extra
+from visionssm.files import check_extendable
 
 from .draw import Row, draw_maps, draw_over, draw_walks
 from .observe import (
@@ -81,6 +82,7 @@ def visualize(
         raise ValueError(f'class {index} does not exist; the model has {model.num_classes}')
     config = data_config(model, img_size)
     transform = create_transform(**config, is_training=False)
+    check_extendable(output, ['report.html'], 'report')
     pairs = [(file, transform(read_image(file, config['input_size'][0])).unsqueeze(0)) for file in files]
     output.mkdir(parents=True, exist_ok=True)
     images = []
