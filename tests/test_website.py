@@ -20,6 +20,7 @@ from visionssm.weights.published import FAMILIES
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools'))
 import check_site  # noqa: E402
+import client_versions  # noqa: E402
 from website import choosing, errors, reference, walks  # noqa: E402
 
 TROUBLESHOOTING = (ROOT / 'docs/troubleshooting.md').read_text()
@@ -71,6 +72,20 @@ def test_a_message_without_advice_is_an_error():
         errors.assign('<!-- errors: ^models/ -->')
     with pytest.raises(ValueError, match='a section without messages: ^nowhere'.replace('^', r'\^')):
         errors.assign(TROUBLESHOOTING + '\n<!-- errors: ^nowhere -->\n')
+
+
+def test_lines_for_other_programs_are_run():
+    page = (ROOT / 'docs/clients.md').read_text()
+    sections = re.findall(r'^## ([\w-]+)(.*?)(?=^## |\Z)', page, re.M | re.S)
+    shown = {(name, str(i)) for name, text in sections for i in range(text.count('\n```python'))}
+    tests = ''.join(file.read_text() for file in sorted((ROOT / 'tests').rglob('test_*.py')))
+    assert shown == set(re.findall(r"\blines\('([\w-]+)', (\d)", tests)) and len(shown) > 9
+
+
+def test_versions_of_other_programs():
+    assert client_versions.update('## pytest 0.1, nonesuch 2.0: and\n\npytest 3.1\n') == (
+        f'## pytest {pytest.__version__}, nonesuch 2.0: and\n\npytest 3.1\n'
+    )
 
 
 def test_all_models_can_be_chosen():

@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from pathlib import Path
 
 import peft
 import ptflops
@@ -12,14 +13,13 @@ import torch
 import torchinfo
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchao import quantization
 
 from visionssm.apps.viz import class_evidence
-from visionssm.catalog.macs import count_macs
 from visionssm.layers import join_projections, split_projections
-from visionssm.ops.flops import trace_handles
+from visionssm.weights.published import model_facts
 
+PAGE = (Path(__file__).parents[2] / 'docs/clients.md').read_text(encoding='utf-8')
 SCANS = ['in_proj', 'out_proj', 'x_proj', 'dt_proj']
 
 
@@ -29,24 +29,36 @@ def create(name='test_vmamba'):
     return model, torch.randn(2, *model.pretrained_cfg['input_size'])
 
 
-@pytest.mark.parametrize(
-    ('name', 'targets'),
-    [
-        ('test_vmamba', {'target_modules': ['in_proj', 'out_proj'], 'target_parameters': ['x_proj_weight']}),
-        ('test_vim', {'target_modules': SCANS}),
-        ('test_plainmamba', {'target_modules': SCANS}),
-    ],
-)
-def test_lora(name, targets):
-    model, images = create(name)
-    keys = set(model.state_dict())
-    expected = model(images)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, **targets))
+def check_adapters(adapted, images, expected):
     torch.testing.assert_close(adapted.eval()(images), expected)  # adapters start with zero
     adapted(images).sum().backward()
     adapters = {key: x for key, x in adapted.named_parameters() if 'lora' in key}
     assert adapters and all(x.grad is not None for x in adapters.values())
+
+
+@pytest.mark.parametrize('name', ['test_vim', 'test_plainmamba'])
+def test_lora(name):
+    model, images = create(name)
+    keys, expected = set(model.state_dict()), model(images)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=SCANS))
+    check_adapters(adapted, images, expected)
     assert set(adapted.unload().state_dict()) == keys
+
+
+def test_lora_of_parameters(lines):
+    model, images = create()
+    keys, expected = set(model.state_dict()), model(images)
+    adapted = lines('Adapters', 1, model=model)['adapted']
+    check_adapters(adapted, images, expected)
+    assert set(adapted.unload().state_dict()) == keys
+
+
+@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
+def test_lora_merged(name, lines):
+    model, images = create(name)
+    keys = list(model.state_dict())
+    lines('Adapters', 0, model=model, images=images)
+    assert list(model.state_dict()) == keys
 
 
 STACKED = [
@@ -75,23 +87,15 @@ def test_lora_of_projections_that_were_stacked(name):
 
 
 @pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_plainmamba'])
-def test_torchao_of_projections_alone(name):
+def test_torchao_of_projections_alone(name, lines):
     model, images = create(name)
     split_projections(model)
     with torch.no_grad():
         expected = model(images)
-        # torchao stops at the weight of a layer with one input, as the smallest dt_proj of a test model has
-        chosen = [
-            key
-            for key, module in model.named_modules()
-            if key.endswith(('x_proj', 'dt_proj')) and module.in_features > 1
-        ]
-        config = quantization.Int8WeightOnlyConfig()
-        quantization.quantize_(model, config, filter_fn=lambda _, key: key in chosen)
+        chosen = lines('Adapters', 2, model=model)['chosen']
         assert 0 < (model(images) - expected).abs().max() < 0.2 * expected.std()
-    for key, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            assert (type(module.weight) is not nn.Parameter) == (key in chosen)
+    held = {chosen(m, key): type(m.weight) for key, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert held[False] is nn.Parameter and held[True] is not nn.Parameter
 
 
 @pytest.mark.parametrize('config', ['Int8WeightOnlyConfig', 'Int8DynamicActivationInt8WeightConfig'])
@@ -105,69 +109,54 @@ def test_torchao(config):
 
 
 @pytest.mark.parametrize('name', ['test_vmamba', 'test_vim'])
-def test_quantize_dynamic(name):
+def test_quantize_dynamic(name, lines):
     model, images = create(name)
     with torch.no_grad():
         expected = model(images)
-        found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+        found = lines('Adapters', 3, model=model)['smaller']
         assert (found(images) - expected).abs().max() < 0.5 * expected.std()
-    assert not [m for m in found.modules() if type(m) is nn.Linear]
+    assert not [m for m in found.modules() if isinstance(m, nn.Linear)]
 
 
-SIZE = (3, 224, 224)
+OPERATORS = ['test_vmamba', 'test_vim', 'test_a2mamba', 'test_mambavision', 'test_mobilemamba', 'test_vssd']
 
 
-def by_ptflops(backend, model):
+@pytest.mark.parametrize('name', OPERATORS)
+def test_counters_that_are_told(name, lines):
+    model, images = create(name)
+    with torch.no_grad():
+        found = lines('Counters', 0, model=model, images=images[:1])
+    assert {found[f'by_{counter}'] for counter in ('torch', 'fvcore', 'ptflops')} == {model_facts(name).macs}
+
+
+def by_ptflops(backend, model, x):
     return ptflops.get_model_complexity_info(
-        model, SIZE, as_strings=False, print_per_layer_stat=False, backend=backend, ost=io.StringIO()
+        model, tuple(x.shape[1:]), backend=backend, as_strings=False, print_per_layer_stat=False, ost=io.StringIO()
     )[0]
 
 
-def by_torchinfo(model):
-    return torchinfo.summary(model, input_size=(1, *SIZE), device='meta', verbose=0).total_mult_adds
-
-
-# of vmamba_tiny_s1l8, over those of `visionssm list`, as docs/clients.md has them; ptflops counts sketches twice
 COUNTERS = {
-    'thop': (
-        0.948,
-        'meta',
-        lambda model: thop.profile(model, (torch.empty(1, *SIZE, device='meta'),), verbose=False)[0],
-    ),
-    'ptflops, aten': (0.989, 'meta', partial(by_ptflops, 'aten')),
-    'ptflops, pytorch': (0.970, 'cpu', partial(by_ptflops, 'pytorch')),
-    'torchinfo': (0.164, 'meta', by_torchinfo),
+    'fvcore': lambda model, x: FlopCountAnalysis(model, x).unsupported_ops_warnings(False).total(),
+    'ptflops, aten': partial(by_ptflops, 'aten'),
+    'ptflops, pytorch': partial(by_ptflops, 'pytorch'),
+    'thop': lambda model, x: thop.profile(model, (x,), verbose=False)[0],
+    'torchinfo': lambda model, x: torchinfo.summary(model, input_data=x, verbose=0).total_mult_adds,
 }
 
 
-@pytest.mark.parametrize('counter', COUNTERS)
-def test_counters(counter):
-    ratio, device, count = COUNTERS[counter]
-    expected = count_macs(timm.create_model('vmamba_tiny_s1l8', device='meta').eval(), SIZE)
-    model = timm.create_model('vmamba_tiny_s1l8', device=device).eval()
+@pytest.mark.parametrize('name', ['vmamba_nano', 'vim_nano'])
+def test_counters_that_are_not(name):
+    """By the table of docs/clients.md."""
+    lines = PAGE.replace('`', '').splitlines()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines if line.startswith('| ')]
+    heads = next(row for row in rows if row[0] == 'model')
+    (row,) = (row for row in rows if row[0] == name)
+    expected = dict(zip(heads, row, strict=True))
     with torch.no_grad():
-        assert count(model) / expected == pytest.approx(ratio, abs=2e-3)
-
-
-@pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_a2mamba'])
-def test_fvcore(name):
-    """It counts norms, and papers do not; all else agrees."""
-    model, images = create(name)
-    expected = count_macs(timm.create_model(name, device='meta').eval(), images.shape[1:])
-    analysis = FlopCountAnalysis(model, images[:1]).set_op_handle(**trace_handles())
-    with torch.no_grad():
-        products = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
-    for norm in ('layer_norm', 'batch_norm'):
-        products.pop(norm, None)
-    assert products.total() == pytest.approx(expected, rel=1e-3)
-
-
-def test_flop_counter_mode():
-    model, images = create()
-    expected = count_macs(timm.create_model('test_vmamba', device='meta').eval(), (3, 96, 96))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images[:1])
-    assert counter.get_total_flops() == 2 * expected
+        for counter, count in COUNTERS.items():
+            model = timm.create_model(name).eval()
+            ratio = count(model, torch.zeros(1, 3, 224, 224)) / model_facts(name).macs
+            assert ratio == pytest.approx(float(expected[counter]), abs=1e-3), counter
 
 
 @pytest.mark.parametrize('name', ['test_vmamba', 'test_vim', 'test_plainmamba', 'test_mobilemamba'])

@@ -45,6 +45,13 @@ CASES = [
 ]
 
 
+def test_lines_of_the_page(lines):
+    smaller = {'vmamba_tiny_s1l8': 'test_vmamba', 'vim_tiny_patch16_224': 'test_vim', "'imagenet'": 'None'}
+    found = lines('segmentation_models_pytorch', 0, smaller)
+    for name, side in (('unet', 128), ('deeplab', 128), ('dpt', 96)):
+        assert found[name].eval()(torch.randn(1, 3, side, side)).shape == (1, 21, side, side)
+
+
 @pytest.mark.parametrize(('name', 'decoder', 'args'), CASES)
 def test_encoder(name, decoder, args):
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Every family in mmdet and mmseg; what the nano configs reach on the digit scenes; exact resuming; the tools."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -95,8 +96,8 @@ def test_mmsegs_own_inference_and_augmented_testing(scenes, monkeypatch):
     assert tuple(merged.pred_sem_seg.shape[-2:]) == (96, 96)
 
 
-def test_mmdets_own_inference(scenes, monkeypatch):
-    from mmdet.apis import DetInferencer, inference_detector, init_detector
+def test_mmdets_own_inference(scenes, lines, monkeypatch):
+    from mmdet.apis import inference_detector, init_detector
 
     monkeypatch.chdir(scenes)
     image = str(min(Path('data/digit_scenes/images/validation').iterdir()))
@@ -105,7 +106,10 @@ def test_mmdets_own_inference(scenes, monkeypatch):
     found = inference_detector(model, image).pred_instances
     assert found.bboxes.shape[1] == 4 and found.masks.shape[1:] == (96, 96)
     torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': model.dataset_meta}}, 'detector.pth')
-    (again,) = DetInferencer(config, 'detector.pth', device='cpu')(image)['predictions']
+    shutil.copy(image, 'street.jpg')
+    named = lines('mmdet', 0, config=config)
+    assert named['found'].pred_instances.scores.tolist() == pytest.approx(found.scores.tolist(), abs=1e-5)
+    (again,) = named['again']['predictions']
     assert again['scores'] == pytest.approx(found.scores.tolist(), abs=1e-5)
 
     assert 'coco/segm_mAP' in score_by_their_tool(mmdet, DETECTOR, 'detector.pth', scenes)
