@@ -29,7 +29,7 @@ import torch
 from build_wheels import PLATFORMS, zig
 
 from visionssm.apps.selfcheck import CASES, check, run_case
-from visionssm.ops import attention_cpu, cpu, mlp_cpu, prebuilt, selective_scan, use_backend
+from visionssm.ops import attention_cpu, convolution_cpu, cpu, mlp_cpu, prebuilt, selective_scan, use_backend
 from visionssm.testing import relative_error, tolerance
 
 HOST = Path(__file__).with_name('_library_host.cpp')
@@ -114,12 +114,14 @@ class RemoteLibrary:
             mock.patch.object(cpu, 'library', lambda: self),
             mock.patch.object(attention_cpu, '_library', lambda: self),
             mock.patch.object(mlp_cpu, '_library', lambda: self),
+            mock.patch.object(convolution_cpu, '_library', lambda: self),
         ]
         for patch in self.patches:
             patch.start()
         cpu.bind(self, cpu.Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
         cpu.bind(self, attention_cpu.Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
         cpu.bind(self, mlp_cpu.Mlp, 'mlp_size', 'mlp')
+        cpu.bind(self, convolution_cpu.Depthwise, 'depthwise_size', 'depthwise')
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -130,7 +132,7 @@ class RemoteLibrary:
 
 
 def outcomes() -> dict[str, torch.Tensor]:
-    """Everything that the library at hand computes, in fp32: scans with their gradients, attention and MLPs."""
+    """All that the library computes in fp32: scans and their gradients, attention, MLPs, convolutions."""
     found = {}
     with use_backend('scan=cpu'):
         for case in CASES:
@@ -148,6 +150,10 @@ def outcomes() -> dict[str, torch.Tensor]:
         shapes = (rows, inputs), (hidden, inputs), (hidden,), (outputs, hidden), (outputs,)
         tensors = (torch.randn(shape, generator=generator) for shape in shapes)
         found[f'mlp of {rows} tokens, {inputs}-{hidden}-{outputs}'] = mlp_cpu.mlp(*tensors)
+    for activation in convolution_cpu.ACTIVATIONS:
+        generator = torch.Generator().manual_seed(0)
+        tensors = (torch.randn(shape, generator=generator) for shape in ((2, 5, 9, 40), (40, 1, 3, 3), (40,)))
+        found[f'depthwise convolution, {activation}'] = convolution_cpu.depthwise(*tensors, activation)
     return found
 
 

@@ -14,7 +14,7 @@ from torch.nn import Linear  # exactly torch's: what swaps, counts, prunes or qu
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
-from visionssm.ops import attention, linear, na_av, na_bias, na_qk, scan_tokens
+from visionssm.ops import attention, depthwise_at_once, linear, na_av, na_bias, na_qk, scan_tokens
 from visionssm.ops.export import add_tokens as add_steps
 from visionssm.ops.export import wants_plain
 
@@ -81,6 +81,27 @@ def is_untouched(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
     )
 
 
+def activated_at_once(x: Tensor, conv: nn.Conv2d, act: nn.Module) -> Tensor | None:
+    """A depthwise 3x3 convolution of a map (B, H, W, C) and its activation without calling them at inference.
+
+    Returns:
+        (B, H, W, C); None where the modules must be called.
+    """
+    if type(x) is not Tensor or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    activation = _ACTIVATIONS.get(type(act))
+    if activation is None or not (is_untouched(conv, _CONVOLUTIONS) and is_untouched(act, _ACTIVATIONS)):
+        return None
+    if activation == 'gelu' and act.approximate != 'none':
+        return None
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+    if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 'zeros') or conv.groups != conv.in_channels:
+        return None
+    return depthwise_at_once(x, conv.weight, conv.bias, activation)
+
+
+_CONVOLUTIONS = frozenset({nn.Conv2d})
+_ACTIVATIONS = {nn.Identity: 'none', nn.GELU: 'gelu', nn.SiLU: 'silu'}
 _inside = threading.local()
 # of a block's input, below which looking at every call costs more than the faster product saves
 _LEAST_ELEMENTS = 1 << 17

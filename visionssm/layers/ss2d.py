@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order
 
-from .functional import Linear
+from .functional import Linear, activated_at_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec
 from .ssm import SelectiveSSM
@@ -94,6 +94,14 @@ class SS2D(ScanningModule):
         y = self.ssm(x, order, index)
         return y[:, :-1] if self.zeros else y
 
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution of (B, H, W, C), activated."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = activated_at_once(x, self.conv, self.act)
+            if y is not None:
+                return y
+        return self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
     @torch.jit.ignore
     def projected_norms(self) -> list[tuple[nn.Module, nn.Linear]]:
         """Norms, each with the one linear layer that reads it."""
@@ -106,7 +114,7 @@ class SS2D(ScanningModule):
         z = x
         if self.gate:
             x, z = x.chunk(2, -1)
-        x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
+        x = self.convolve(x).flatten(1, 2)
         order = scan_order(self.scan, height, width, x)
         if self.direction >= 0:
             order = order[self.direction : self.direction + 1]

@@ -1,4 +1,4 @@
-"""Linear layers, MLPs and attention, by what torch has for the tensors and the transforms at hand."""
+"""Linear layers, MLPs, depthwise convolutions and attention, by the best that serves the tensors and transforms."""
 
 from __future__ import annotations
 
@@ -120,8 +120,23 @@ def mlp_at_once(
         (..., D); None where it does not pay or does not serve: small or wide layers, gradients, transforms, programs,
         dtypes other than fp32, and a backend of `linear` that is asked for.
     """
-    given = [t for t in (x, first, first_bias, second, second_bias) if t is not None]
     if (
+        x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
+        or x.numel() * first.shape[0] < max(_LEAST_WORK, 1)
+        or max(x.shape[-1], second.shape[0]) > _MOST_CHANNELS
+        or first.shape[1] != x.shape[-1]
+        or second.shape[1] != first.shape[0]
+        or not _is_plain_inference(x, first, first_bias, second, second_bias)
+        or _loaded('mlp_cpu').refuse(TensorProblem('cpu', x.dtype))
+    ):
+        return None
+    return _mlp_op(x, first, first_bias, second, second_bias)
+
+
+def _is_plain_inference(*tensors: Tensor | None) -> bool:
+    """Whether nobody could tell which operators ran: fp32 on an x86 CPU, in eager mode."""
+    given = [t for t in tensors if t is not None]
+    return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -129,21 +144,13 @@ def mlp_at_once(
         or any(type(t) not in _PLAIN or t.dtype != torch.float32 or not t.is_cpu for t in given)
         or torch.is_autocast_enabled('cpu')
         or is_in_torch_dispatch_mode()
-        or x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
-        or x.numel() * first.shape[0] < max(_LEAST_WORK, 1)
-        or max(x.shape[-1], second.shape[0]) > _MOST_CHANNELS
-        or first.shape[1] != x.shape[-1]
-        or second.shape[1] != first.shape[0]
         or requested_backend('linear')
         or transformed(*given)
-        or _mlp_module().refuse(TensorProblem('cpu', x.dtype))
-    ):
-        return None
-    return _mlp_op(x, first, first_bias, second, second_bias)
+    )
 
 
-def _mlp_module() -> ModuleType:
-    return importlib.import_module('visionssm.ops.mlp_cpu')  # at first use, as all of the C++ library
+def _loaded(name: str) -> ModuleType:
+    return importlib.import_module(f'visionssm.ops.{name}')  # at first use, as all of the C++ library
 
 
 _LEAST_ROWS = 32  # per thread: two of the widest vectors
@@ -152,12 +159,45 @@ _MOST_CHANNELS = 512  # the products of wider layers are better done one after t
 
 @torch.library.custom_op('visionssm::mlp', mutates_args=())
 def _mlp_op(x: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None) -> Tensor:
-    return _mlp_module().mlp(x, first, first_bias, second, second_bias)
+    return _loaded('mlp_cpu').mlp(x, first, first_bias, second, second_bias)
 
 
 @_mlp_op.register_fake
 def _mlp_fake(x, first, first_bias, second, second_bias):
     return x.new_empty((*x.shape[:-1], second.shape[0]))
+
+
+def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+    """A depthwise 3x3 convolution that keeps the size, and its activation, in C++.
+
+    Args:
+        x: Map, (B, H, W, C).
+        weight: (C, 1, 3, 3).
+        bias: (C,).
+        activation: none, gelu or silu.
+
+    Returns:
+        (B, H, W, C); None where it does not serve, as `mlp_at_once`.
+    """
+    if (
+        x.numel() == 0
+        or x.ndim != 4
+        or weight.shape != (x.shape[-1], 1, 3, 3)
+        or not _is_plain_inference(x, weight, bias)
+        or _loaded('convolution_cpu').refuse(TensorProblem('cpu', x.dtype))
+    ):
+        return None
+    return _depthwise_op(x, weight, bias, activation)
+
+
+@torch.library.custom_op('visionssm::depthwise', mutates_args=())
+def _depthwise_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return _loaded('convolution_cpu').depthwise(x, weight, bias, activation)
+
+
+@_depthwise_op.register_fake
+def _depthwise_fake(x, weight, bias, activation):
+    return x.new_empty(x.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
