@@ -120,9 +120,9 @@ class FastLinears(nn.Module):
             type(x) is not Tensor
             or x.dtype != torch.float32
             or x.device.type != 'cpu'
+            or torch.jit.is_tracing()  # before a size is read, of which the tracer would warn
             or x.numel() < _LEAST_ELEMENTS
             or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
             or getattr(_inside, 'on', False)
         ):
             return super().__call__(*args, **kwargs)
