@@ -385,6 +385,7 @@ def test_devices_name_the_cpu():
         ['viz', 'test_vmamba', 'a.png', '--random', '--output', 'out', '--before'],
         ['demo', '--output'],
         ['train', '--data', 'digits', '--output'],
+        ['train', '--data', 'digits', '--config'],
         ['compare', 'test_vmamba', '--data', 'digits', '--output'],
         ['convert', 'a.pth', '--model', 'test_vmamba', '--output'],
         ['features', 'a.png', '--model', 'test_vmamba', '--output'],

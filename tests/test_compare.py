@@ -143,6 +143,8 @@ def test_candidates():
         (['test_vim', '--probe', 'knn', '--epochs', '2'], 'leave epochs or probe out'),
         (['test_vim', '--probe', 'knn'], 'test_vim has no published weights'),
         (['test_vim', '--initial', 'nowhere.pt'], 'no weights at nowhere.pt'),
+        (['test_vim', '--batch-size', '8', '--initial', __file__], 'test_compare.py'),
+        (['test_vim', '--set', 'batch_size=1000'], 'batch_size is 1000; there are'),
         (['test_vim', '--img-size', '8'], 'img_size is 8x8'),
         (['test_vim', '--set', 'val_split=null'], 'no accuracy to compare'),
         (['test_vim', '--device', 'cuda:77'], 'not available'),

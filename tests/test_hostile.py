@@ -475,6 +475,7 @@ def test_folder(make, route, saved):
         {'input_size': 'abc'},
         {'crop_pct': 'abc'},
         {'mean': [0.5] * 10**5},
+        {'mean': [float('inf')] * 3},
         {'interpolation': 'abc'},
     ],
     ids=range(10),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from visionssm import cli
 from visionssm.apps import quantize
@@ -246,6 +247,13 @@ def test_push(calibration, tmp_path, capsys):
     save_file({**load_file(file), 'more': torch.ones(2)}, file, metadata)
     assert cli.main(['push', str(tmp_path / 'out'), 'acme/small']) == 2
     assert '1 tensors differ, the first is more' in capsys.readouterr().err
+
+
+def test_folders_that_timm_wrote(tmp_path):
+    """Their `model_args` have the classes, too."""
+    save_for_hf(timm.create_model('test_vmamba', num_classes=3), str(tmp_path / 'model'), safe_serialization=True)
+    quantize.quantize(f'local-dir:{tmp_path / "model"}', 'int8-weight', tmp_path / 'out')
+    assert timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).num_classes == 3
 
 
 def test_quantised_twice():

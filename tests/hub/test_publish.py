@@ -174,6 +174,7 @@ def test_a_card_can_not_launder_a_licence(trained):
             b'{"architecture": "resnet50", "num_classes": 2, "pretrained_cfg": {"input_size": 1}}',
             'unknown',
         ),
+        ('config.json', b'{"architecture": [], "num_classes": 2, "pretrained_cfg": {"input_size": 1}}', 'unknown'),
         ('model.safetensors', b'hello', 'not a complete safetensors'),
         ('README.md', b'---\nlicense: [\n---\n', 'not valid'),
     ],

@@ -113,6 +113,8 @@ def test_evaluation_has_a_folder_and_the_classes_of_training(folder, tmp_path):
     with pytest.raises(ValueError, match="has no folder for 'validation'"):
         make(tmp_path / 'images')
     assert make(tmp_path / 'images', 'val_split=null').images == 24
+    with pytest.raises(ValueError, match="has no folder for 'x', only for train"):
+        make(tmp_path / 'images', 'train_split=x', 'val_split=null')
     (tmp_path / 'images' / 'train' / 'emu').mkdir()
     shutil.copy(tmp_path / 'images' / 'train' / 'cat' / '00.png', tmp_path / 'images' / 'train' / 'emu')
     with pytest.raises(ValueError, match='the data have 3 classes, and the model has 2'):

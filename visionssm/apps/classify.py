@@ -29,7 +29,11 @@ _METHODS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming', 'rand
 
 def _are_numbers(values: Any, count: Sequence[int], kind: type = float) -> bool:
     kinds = (int,) if kind is int else (int, float)
-    return isinstance(values, list | tuple) and len(values) in count and all(type(x) in kinds for x in values)
+    return (
+        isinstance(values, list | tuple)
+        and len(values) in count
+        and all(type(x) in kinds and abs(x) < 1e12 for x in values)
+    )
 
 
 # what a configuration must say of images: it may come from anybody

@@ -252,7 +252,7 @@ def write_quantized(done: Quantized, folder: Path, model_args: dict[str, Any], a
     labels = {key: config[key] for key in ('label_names', 'label_descriptions') if config.get(key)}
     weights, metadata = flatten(model.state_dict())
     with replaced_folder(folder) as new:
-        plain = timm.create_model(config['architecture'], num_classes=model.num_classes, **model_args)
+        plain = timm.create_model(config['architecture'], **{**model_args, 'num_classes': model.num_classes})
         plain.pretrained_cfg.update(config)
         write_model(plain, new, {**labels, 'quantization': about}, model_args)
         save_file(weights, new / 'model.safetensors', metadata)

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .output import path, positive, say, table
+from .output import filename, path, positive, say, table
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_demo)
 
     command = commands.add_parser('train', help='train any model by a recipe, here or under torchrun')
-    command.add_argument('--config', metavar='FILE', help='recipe, or the name of one in configs/train')
+    command.add_argument('--config', type=filename, metavar='FILE', help='recipe, or the name of one in configs/train')
     command.add_argument('--model', metavar='NAME', help="instead of the recipe's")
     command.add_argument('--data', metavar='DATA', help="folder with train/ and val/, 'digits', hfds/NAME, wds/NAME")
     command.add_argument('--epochs', type=positive, metavar='N', help="instead of the recipe's")
@@ -61,7 +61,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument('--img-size', type=positive, metavar='N', help="of all; default: the models' own")
     command.add_argument('--batch-size', type=positive, metavar='N', help="of training; default: the recipe's")
-    command.add_argument('--config', metavar='FILE', help='recipe that all share, or the name of one in configs/train')
+    command.add_argument(
+        '--config', type=filename, metavar='FILE', help='recipe that all share, or the name of one in configs/train'
+    )
     command.add_argument(
         '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='other keys of the recipe'
     )

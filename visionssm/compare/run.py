@@ -20,6 +20,7 @@ from visionssm.extras import check_extra
 from visionssm.files import check_extendable, read_object, write_whole
 from visionssm.train.data import STREAMS, NoSplitError, channels_of, open_source
 from visionssm.train.log import check_extras
+from visionssm.train.model import create_model
 from visionssm.train.recipe import Recipe
 from visionssm.train.run import decisive
 from visionssm.version import __version__
@@ -125,6 +126,11 @@ def compare(
     costs = {candidate.name: describe(candidate, classes) for candidate in candidates}
     shared = {'method': method, 'data': found, 'recipe': _shared(candidates[0].recipe, path, overrides, keys)}
     weights = {candidate.name: _weights(candidate.recipe) for candidate in candidates}
+    for recipe in (candidate.recipe for candidate in candidates):  # what would stop the first run, before there is any
+        if recipe.batch_size > found['train']:
+            raise ValueError(f'batch_size is {recipe.batch_size}; there are {found["train"]} training images')
+        if recipe.initial not in (None, 'pretrained'):
+            create_model(recipe, channels_of(recipe), classes)
     _claim(output, shared)
     speeds = _speeds(output, candidates, costs, classes, speed_batch, rounds, target, probe is None, say)
     rows, versions = [], set()

@@ -122,7 +122,7 @@ def _check_model(folder: Path) -> dict:
         config['pretrained_cfg']['input_size']
     except (KeyError, TypeError) as error:
         raise ValueError(f'{folder / "config.json"} is not as timm writes it: {type(error).__name__} {error}') from None
-    check_model(name)
+    check_model(str(name))
     args = {**(config.get('model_args') or {}), 'num_classes': classes}
     check_size(name, lambda: timm.create_model(name, **args), args, from_file=True)
     model = sketch(name, **args)

@@ -532,6 +532,8 @@ def open_source(
     if not training and root is not None and Path(root) == Path(recipe.data) and Path(root).is_dir():
         # timm would fall back to the folder itself, training images included
         raise NoSplitError(f'{recipe.data} has no folder for {split!r}; set val_split or held_out, or val_split=null')
+    if training and root is not None and Path(root) == Path(recipe.data) and (Path(root) / 'train').is_dir():
+        raise ValueError(f'{recipe.data} has no folder for {split!r}, only for train; set train_split')
     return source
 
 
