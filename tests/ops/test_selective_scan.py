@@ -501,6 +501,24 @@ def test_selective_scan_fn_checks_the_rest(shape):
         selective_scan_fn(u, u, A, B, B, z=z.bfloat16())
 
 
+@pytest.mark.parametrize('heads', [7, 14, 112], ids='of {} heads'.format)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_states_that_decay_alike(dtype, heads):
+    """As many channels as several vectors and one more hold, steps that are no multiple of a run, heads of a vector."""
+    tensors = problem(L=38, D=112, N=20, scalar=True, z=True, dtype=dtype)
+    tensors |= {k: tensors[k][..., :heads] for k in ('delta', 'delta_bias')} | {'A': tensors['A'][:, :heads]}
+    found = []
+    for backend in ('cpu', 'reference'):
+        leaves = {k: x.clone().requires_grad_() for k, x in tensors.items()}
+        options = {'order': orders(38, 2, 'again'), 'return_last_state': True, 'delta_softplus': True}
+        out, state = selective_scan(**leaves, **options, backend=backend)
+        total = (out.float() * torch.arange(112.0).sin()).sum() + state.sum()
+        found.append([out, state, *torch.autograd.grad(total, list(leaves.values()))])
+    for got, expected in zip(*found, strict=True):
+        error = (got - expected).float().abs().max() / expected.float().abs().max()
+        assert error < (1e-5 if got.dtype == torch.float32 == dtype else 0.02)
+
+
 @pytest.mark.parametrize('value', [float('inf'), -float('inf'), float('nan')])
 @pytest.mark.parametrize('name', ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias'])
 @pytest.mark.parametrize('softplus', [True, False])

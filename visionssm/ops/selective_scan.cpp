@@ -475,6 +475,8 @@ struct Sink {
   float *rows;  // (L, stride) or null
   int64_t stride;
   bool add, gate;
+  float *products;  // of `walk_alike`: C[t] . B[s] of the steps s of a run up to t, (K, T, RUN)
+  bool first;       // whether they are to be computed: blocks of an image share them
 
   template <int KIND>
   INLINE_MEMBER void put(const View<KIND> &view, int64_t t, int64_t p, int64_t v, vf y) const {
@@ -494,14 +496,23 @@ struct Sink {
   }
 };
 
+// Whether all states of a channel decay alike, as in Mamba-2.
+INLINE bool decays_alike(const Scan &s) { return s.scalar_decay && !s.window; }
+
 // What the backward pass keeps of the steps of a chunk: rows of `vectors` vectors, the pointers at the first one's.
 struct Kept {
-  float *a, *h;             // decays; states before every step, and one row more: (steps, vectors, N, W)
-  float *dt, *slope;        // dt and its derivative: (steps, vectors, W)
+  float *a, *h;       // decays, one row per step where they are alike; states before every step, and one row more
+  float *dt, *slope;  // dt and its derivative: (steps, vectors, W)
   int64_t vectors;
+  int64_t row, group;  // of `a` and `h`: from row to row, and from GROUP states to the next
 };
 
+enum { GROUP = 4 };  // states whose adjoints are computed together, so few that their sums stay in registers: memory is by group
+INLINE int64_t kept_row(const Scan &s) { return (s.window || s.states == 1 ? s.states : (int64_t)GROUP) * W; }
+INLINE int64_t group_count(const Scan &s) { return (s.states + GROUP - 1) / GROUP; }
+
 enum { SOME = 3, MANY = 6 };   // vectors of channels side by side at N = 1, in registers
+enum { ALIKE = W == 16 ? 3 : 2, RUN = 4 };  // vectors side by side, and steps at a time, of `walk_alike`
 enum { OUTPUT, KEEP };         // what a walk is for: outputs, or all that the backward pass needs
 
 // (1) over steps [t0, t1) from `state` (NV, N, W), which ends as the last. NS: states known at compile time, or 0; NV:
@@ -511,7 +522,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
                  const Kept *kept) {
   const Scan &s = view.s;
   const int64_t N = NS ? NS : s.states, wide = WHAT == KEEP ? kept->vectors : 0;
-  const bool activated = s.softplus, scalar = s.scalar_decay, skips = s.D;
+  const bool activated = s.softplus, scalar = s.scalar_decay, alike = decays_alike(s), skips = s.D;
   vf local[NS ? NS * NV : 1], skip[NV], bias[NV];
   float dts[TILE * NV * W], us[TILE * NV * W];
   float *a = WHAT == KEEP ? kept->a : nullptr, *h = WHAT == KEEP ? kept->h : nullptr;
@@ -520,7 +531,9 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
     bias[v] = view.per_channel(s.bias, v);
   }
   for (int i = 0; i < (NS ? NS * NV : 0); i++) local[i] = load(state + i * W);
-  if (WHAT == KEEP) memcpy(h, state, sizeof(float) * NV * N * W);
+  const int64_t kept_step = WHAT == KEEP ? kept->row : 0, group = WHAT == KEEP ? kept->group : 0;
+  auto place_of = [&](int64_t row, int64_t j) { return row * kept_step + j / GROUP * group + j % GROUP * W; };
+  for (int64_t i = 0; WHAT == KEEP && i < NV * N; i++) store(h + place_of(i / N, i % N), load(state + i * W));
   for (int64_t start = t0; start < t1; start += TILE) {
     const int64_t end = start + TILE < t1 ? start + TILE : t1;
     for (int64_t t = start; t < end; t++) {
@@ -546,7 +559,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
       const float *Bq = view.B + q * view.B_l, *Cq = view.C + q * view.C_l;
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
-        const int64_t at = ((t - start) * NV + v) * W, row = ((t - t0) * wide + v) * N * W, next = row + wide * N * W;
+        const int64_t at = ((t - start) * NV + v) * W, row = (t - t0) * wide + v;
         const vf dt = load(dts + at), u = load(us + at), du = dt * u;
         const float *rate = rates + v * N * W;
         vf y = skips ? skip[v] * u : vf{};  // not 0 * u, which may be infinite
@@ -558,12 +571,13 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
             x = decay * x + du * Bq[j];
             if (WHAT == OUTPUT) y += x * Cq[j];
             if (WHAT == KEEP) {
-              store(a + row + j * W, decay);
-              store(h + next + j * W, x);
+              store(a + place_of(row, j), decay);
+              store(h + place_of(row + wide, j), x);
             }
           }
         } else {
           vf decay = scalar ? exp2v(dt * load(rate)) : vf{};
+          if (WHAT == KEEP && alike) store(a + row * W, decay);
           for (int64_t j = 0; j < N; j++) {
             if (!scalar) decay = exp2v(dt * load(rate + j * W));
             float *place = state + (v * N + j) * W;
@@ -571,8 +585,8 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
             store(place, x);
             if (WHAT == OUTPUT) y += x * Cq[j];
             if (WHAT == KEEP) {
-              store(a + row + j * W, decay);
-              store(h + next + j * W, x);
+              if (!alike) store(a + place_of(row, j), decay);
+              store(h + place_of(row + wide, j), x);
             }
           }
         }
@@ -581,6 +595,128 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
     }
   }
   for (int i = 0; i < (NS ? NS * NV : 0); i++) store(state + i * W, local[i]);
+}
+
+INLINE bool lanes_are_one(vf x) {
+  const vi differ = x != splat(x[0]);  // and NaN
+#if W == 16
+  return _mm512_test_epi32_mask((__m512i)differ, (__m512i)differ) == 0;
+#else
+  int32_t any = 0;
+  for (int i = 0; i < W; i++) any |= differ[i];
+  return !any;
+#endif
+}
+
+INLINE float dot(const float *a, const float *b, int64_t n) {
+  vf sum{};
+  int64_t j = 0;
+  for (; j + W <= n; j += W) sum += load(a + j) * load(b + j);
+  if (j < n) sum += load_part(a + j, n - j) * load_part(b + j, n - j);
+  float lanes[W];
+  store(lanes, sum);
+  return lane_sum(lanes);
+}
+
+// (1) where states decay alike, a run of steps at a time from the states h before it, P[t] being the run's decays up to t:
+//   y[t] = P[t] (C[t] . h) + sum over s <= t of a[s+1] ... a[t] (C[t] . B[s]) du[s]
+//   h <- P[last] h + sum over s of a[s+1] ... a[last] du[s] B[s]
+// which are products of small matrices: two multiply-adds per state and step, no long chain of them, and states are read
+// twice per run. No exponential of a sum, so nothing overflows that did not before.
+template <int NV, int KIND>
+static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, int64_t t1, float *state, const Sink &sink) {
+  const Scan &s = view.s;
+  float *products = sink.products + view.k * s.steps * RUN;
+  const int64_t N = s.states;
+  constexpr int ALL = RUN * NV, ROUND = (ALL + W - 1) / W * W;
+  float firsts[ROUND] = {}, first_rates[ROUND] = {}, first_decays[ROUND];
+  vf bias[NV], skip[NV], rate[NV];
+  bool heads = true;
+  for (int v = 0; v < NV; v++) {
+    bias[v] = view.per_channel(s.bias, v), skip[v] = view.per_channel(s.D, v), rate[v] = load(rates + v * N * W);
+    heads = heads && lanes_are_one(rate[v]) && lanes_are_one(bias[v]);
+    for (int i = 0; i < RUN; i++) first_rates[i * NV + v] = rate[v][0];
+  }
+  for (int64_t start = t0; start < t1; start += RUN) {
+    const int64_t count = t1 - start < RUN ? t1 - start : RUN;
+    const float *B[RUN], *C[RUN];
+    vf dts[ALL], us[ALL], decays[ALL], dus[ALL], ys[ALL], whole[NV];
+    const float *CB = products + start * RUN;
+    bool one = heads;
+#pragma GCC unroll 4
+    for (int i = 0; i < RUN; i++) {
+      const int64_t t = i < count ? start + i : t1 - 1, p = view.token(t), q = view.param_token(t);
+      view.template prefetch<NV>(t + AHEAD, false);
+      B[i] = view.B + q * view.B_l, C[i] = view.C + q * view.C_l;
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        const int at = i * NV + v;
+        dts[at] = view.delta(q, v) + bias[v], us[at] = view.u(p, v), ys[at] = vf{};
+        one = one && lanes_are_one(dts[at]);
+        firsts[at] = dts[at][0];
+      }
+      if (sink.first && i < count)
+        for (int past = 0; past <= i; past++) products[t * RUN + past] = dot(C[i], B[past], N);
+    }
+    if (one) {  // heads of as many channels as there are lanes: a lane for each
+      for (int at = 0; at < ROUND; at += W) {
+        vf dt = load(firsts + at);
+        if (s.softplus) dt = softplus(dt, nullptr);
+        store(firsts + at, dt);
+        store(first_decays + at, exp2v(dt * load(first_rates + at)));
+      }
+#pragma GCC unroll 16
+      for (int at = 0; at < ALL; at++) decays[at] = splat(first_decays[at]), dus[at] = us[at] * firsts[at];
+    } else {
+#pragma GCC unroll 16
+      for (int at = 0; at < ALL; at++) {
+        if (s.softplus) dts[at] = softplus(dts[at], nullptr);
+        decays[at] = exp2v(dts[at] * rate[at % NV]), dus[at] = us[at] * dts[at];
+      }
+    }
+    for (int64_t at = count * NV; at < ALL; at++) decays[at] = splat(1.0f), dus[at] = vf{};
+    vf none{};  // 0, or NaN where a factor is not finite: infinities of both signs meet elsewhere in a sum of products
+    for (int i = 0; i < count; i++) none += CB[i * RUN + i] * 0.0f;
+#pragma GCC unroll 16
+    for (int at = 0; at < ALL; at++) none += dus[at] * 0.0f;
+    if (!lanes_are_one(none)) {
+      for (int v = 0; v < NV; v++) {
+        Sink part = sink;
+        if (part.rows) part.rows += v * W;
+        walk<0, 1, OUTPUT>(View<KIND>(s, view.k, view.b, view.d0 + v * W, view.FAST ? (int64_t)W : view.n), rates + v * N * W,
+                           start, start + count, state + v * N * W, &part, nullptr);
+      }
+      continue;
+    }
+    for (int64_t j = 0; j < N; j++)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        const vf h = load(state + (v * N + j) * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < RUN; i++) ys[i * NV + v] += h * C[i][j];
+      }
+    for (int v = 0; v < NV; v++) {
+      whole[v] = splat(1.0f);
+      for (int64_t i = 0; i < count; i++) {
+        const int at = i * NV + v;
+        whole[v] *= decays[at];
+        vf y = whole[v] * ys[at] + skip[v] * us[at];
+        for (int64_t past = 0; past < i; past++) {
+          dus[past * NV + v] *= decays[at];
+          y += CB[i * RUN + past] * dus[past * NV + v];
+        }
+        sink.put(view, start + i, view.token(start + i), v, y + CB[i * RUN + i] * dus[at]);
+      }
+    }
+    for (int64_t j = 0; j < N; j++)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        vf h = whole[v] * load(state + (v * N + j) * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < RUN; i++) h += dus[i * NV + v] * B[i][j];
+        store(state + (v * N + j) * W, h);
+      }
+  }
 }
 
 static int64_t chunk_count(const Scan &s) { return (s.steps + s.chunk - 1) / s.chunk; }
@@ -608,12 +744,16 @@ static void load_start(const View<KIND> &view, int64_t t, float *state) {
       store(state + (v * N + j) * W, load_part(rows + j * view.s.channels + v * W, view.lanes(v)));
 }
 
-// The walk for the number of states and of vectors at hand; several vectors at N = 1 alone, see `block_vectors`.
+// The walk for the number of states and of vectors at hand; for several vectors see `block_vectors`.
 template <int WHAT, int KIND>
 static void walk_block(const View<KIND> &view, const float *rates, int64_t t0, int64_t t1, float *state, const Sink *sink,
                        const Kept *kept) {
-  const int64_t N = view.s.states, vectors = N == 1 ? (view.n + W - 1) / W : 1;
-  if (N == 16 && !view.s.scalar_decay)
+  const int64_t N = view.s.states, vectors = (view.n + W - 1) / W;
+  if (WHAT == OUTPUT && decays_alike(view.s)) {
+    if constexpr (View<KIND>::FAST)
+      if (vectors == ALIKE) return walk_alike<ALIKE>(view, rates, t0, t1, state, *sink);
+    walk_alike<1>(view, rates, t0, t1, state, *sink);
+  } else if (N == 16 && !view.s.scalar_decay)
     walk<16, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
   else if (N != 1)
     walk<0, 1, WHAT>(view, rates, t0, t1, state, sink, kept);
@@ -628,10 +768,12 @@ static void walk_block(const View<KIND> &view, const float *rates, int64_t t0, i
 }
 
 // How many vectors of channels go side by side where `left` channels are left: long runs of memory at N = 1, which moves
-// much and computes little. A last vector that is not full goes alone. Never less where more are left: memory is reserved
-// by that.
+// much and computes little, and a few where they share products of B and C. A last vector that is not full goes alone.
+// Never less where more are left: memory is reserved by that.
 static int64_t block_vectors(const Scan &s, int64_t left) {
-  if (s.states > 1 || s.window || s.dtype != s.delta_dtype) return 1;
+  if (s.window || s.dtype != s.delta_dtype) return 1;
+  if (decays_alike(s)) return left >= ALIKE * W ? ALIKE : 1;
+  if (s.states > 1) return 1;
   return left >= MANY * W ? MANY : left >= SOME * W ? SOME : 1;
 }
 
@@ -681,25 +823,30 @@ static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch)
   }
 }
 
+static int64_t products_size(const Scan &s) {
+  return decays_alike(s) ? (s.dirs * s.steps * RUN + W - 1) / W * W : 0;
+}
+
 static size_t forward_scratch(const Scan &s) {
   const int64_t vectors = block_vectors(s, s.channels);
-  size_t floats = 2 * s.states * W * vectors;  // rates, states
+  size_t floats = products_size(s) + 2 * s.states * W * vectors;  // rates, states
   if (s.window) floats += (3 * s.window + 1) * s.states * W + s.window * W;
   return floats + s.length * vectors * W;  // fp32 rows
 }
 
-// All directions of n channels of one image.
-static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, float *scratch) {
+// All directions of n channels of one image; whether they are the first of their item.
+static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, bool first, float *scratch) {
   const Scan &s = *job.scan;
   const int64_t N = s.states, vectors = (n + W - 1) / W;
-  float *rates = scratch, *state = rates + vectors * N * W, *rows = scratch + forward_scratch(s) - s.length * vectors * W;
+  float *rates = scratch + products_size(s), *state = rates + vectors * N * W;
+  float *rows = scratch + forward_scratch(s) - s.length * vectors * W;
   for (int64_t k = 0; k < s.dirs; k++)
     with_view(s, k, b, d0, n, [&](auto view) {
       // rows that are written exactly once are stored; others start from 0 and are added to
       const bool fresh = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == 0) && job.once[k]);
       const bool complete = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == s.dirs - 1) && job.once[k]);
       const bool direct = s.dtype == FP32 || (fresh && complete);
-      const Sink sink{s, direct ? nullptr : rows, vectors * W, !fresh, s.z && complete && direct};
+      const Sink sink{s, direct ? nullptr : rows, vectors * W, !fresh, s.z && complete && direct, scratch, first};
       if (!fresh && (s.mode == PER_DIRECTION || k == 0)) {
         for (int64_t p = 0; p < s.length; p++) {
           float *row = direct ? (float *)s.out + view.out_row(0, p) : rows + p * vectors * W;
@@ -748,9 +895,10 @@ static void forward_thread(void *data) {
   const int64_t shares = (s.channels + job.width - 1) / job.width;
   for (int64_t item; (item = job.next++) < job.items;) {
     const int64_t b = item / shares, end = std::min((item % shares + 1) * job.width, s.channels);
-    for (int64_t d0 = item % shares * job.width; d0 < end;) {
+    const int64_t begin = item % shares * job.width;
+    for (int64_t d0 = begin; d0 < end;) {
       const int64_t n = std::min(block_vectors(s, end - d0) * W, end - d0);
-      forward_block(job, b, d0, n, scratch.base);
+      forward_block(job, b, d0, n, d0 == begin, scratch.base);
       d0 += n;
     }
   }
@@ -761,15 +909,19 @@ static void forward_thread(void *data) {
 // A chunk of steps is recomputed forward, keeping decays and states, then walked in reverse. Blocks of channels of one
 // item share the sums over channels, dB and dC, kept by lane until all blocks have added theirs.
 struct Plan {
-  int64_t chunks, vectors;  // chunks; vectors per item
+  int64_t chunks, vectors;        // chunks; vectors per item
+  int64_t kept_group, sum_group;  // from group to group of states: of `a` and `h`, of `dB` and `dC`
   size_t rates, start, carry, a, h, read, r, q, dt, slope, du, dy, y, weighted, ddt, dB, dC, dA, total;  // offsets in floats
 };
 
 static int64_t backward_vectors(const Scan &s, int64_t left) {
   // half the traffic of the sums over channels, where there are registers enough
   if (W == 16 && s.states > 1 && !s.window && s.dtype == s.delta_dtype && left >= 2 * W) return 2;
-  return block_vectors(s, left);
+  return s.states > 1 ? 1 : block_vectors(s, left);
 }
+
+// dB and dC of a chunk by lane: (groups, steps, GROUP, W)
+static int64_t sums_size(const Scan &s, int64_t steps) { return steps * (s.states == 1 ? 1 : group_count(s) * GROUP) * W; }
 
 static Plan backward_plan(const Scan &s, int64_t vectors) {
   const int64_t N = s.states, side = backward_vectors(s, vectors * W);
@@ -783,20 +935,22 @@ static Plan backward_plan(const Scan &s, int64_t vectors) {
     at += floats;
     return start;
   };
-  const int64_t states = side * N * W;
+  const int64_t states = side * N * W, kept = s.window || N == 1 ? N * W : group_count(s) * GROUP * W;
+  plan.kept_group = s.window ? GROUP * W : (chunk + 1) * side * GROUP * W;
+  plan.sum_group = chunk * GROUP * W;
   plan.rates = take(vectors * N * W);
   plan.start = take(states);
   plan.carry = take(vectors * N * W);
   plan.dA = take(vectors * (N + 2) * W);  // dA by state, dD, dbias
-  plan.a = take(chunk * states);
-  plan.h = take((chunk + 1) * states);
+  plan.a = take(decays_alike(s) ? chunk * side * W : (chunk + 1) * side * kept);
+  plan.h = take((chunk + 1) * side * kept);
   plan.read = s.window ? take(chunk * states) : 0;
   plan.r = s.window ? take((chunk + 1) * states) : 0;
   plan.q = s.window ? take(chunk * states) : 0;
   for (size_t *sums : {&plan.dt, &plan.slope, &plan.du, &plan.dy, &plan.y, &plan.weighted, &plan.ddt})
     *sums = take(chunk * side * W);
-  plan.dB = take(chunk * N * W);
-  plan.dC = take(chunk * N * W);
+  plan.dB = take(sums_size(s, chunk));
+  plan.dC = take(sums_size(s, chunk));
   plan.total = at;
   return plan;
 }
@@ -880,6 +1034,16 @@ INLINE void adjoint_step(vf dy, vf dt, float B, float C, vf rate, vf decay, vf b
   sums.weighted += db * B;
   sums.ddt += da * rate;
   dA += da * dt;  // (12)
+}
+
+// The same where states decay alike: what (9) and (12) need is a sum over states.
+template <bool GATED>
+INLINE void adjoint_step_alike(vf dy, float B, float C, vf decay, vf before, vf seen, vf &adjoint, vf &da, vf &db, Sums &sums) {
+  db = dy * C + adjoint;
+  adjoint = decay * db;
+  da += adjoint * before;
+  if (GATED) sums.y += seen * C;
+  sums.weighted += db * B;
 }
 
 // Where the gradients of tokens go.
@@ -996,19 +1160,23 @@ struct Parameters {  // of a view, whatever its KIND
   const float *B, *C;
   int64_t B_l, C_l, lanes;
 };
-template <int G, int NV, bool LOCAL, bool GATED, bool FULL>
-static void adjoint_states(const Parameters parameters, const Plan plan, int64_t t0, int64_t t1, int64_t first, int64_t j0, float *m) {
+template <int G, int NV, bool LOCAL, bool GATED, bool ALIKE_DECAYS, bool FULL>
+static void adjoint_states(const Parameters parameters, const Plan plan, int64_t t0, int64_t t1, int64_t first, int64_t j0,
+                           float *m) {
   const Scan &s = parameters.s;
   const int64_t N = s.states, B_l = parameters.B_l, C_l = parameters.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
+  const int64_t step = kept_row(s), group = j0 / GROUP * plan.kept_group + j0 % GROUP * W;
+  const int64_t sum_step = (N == 1 ? 1 : GROUP) * W, sum_group = j0 / GROUP * plan.sum_group + j0 % GROUP * W;
   const int32_t *tokens = parameters.tokens;
   const float *B = parameters.B + j0, *C = parameters.C + j0;
   const float *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
-  const float *a = m + plan.a + j0 * W, *h = m + plan.h + j0 * W, *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W;
-  const float *read = LOCAL ? m + plan.read + j0 * W : h + NV * row;  // without a window the states themselves
+  const float *a = m + plan.a + (ALIKE_DECAYS ? 0 : group), *h = m + plan.h + group;
+  const float *r = m + plan.r + j0 * W, *q = m + plan.q + j0 * W;
+  const float *read = LOCAL ? m + plan.read + j0 * W : h + NV * step;  // without a window the states themselves
   const float *dys = m + plan.dy, *dts = m + plan.dt, *dus = m + plan.du;
   float *carry = m + plan.carry + first * row + j0 * W, *dA = m + plan.dA + (first * (N + 2) + j0) * W;
   float *weighted = m + plan.weighted, *ddt = m + plan.ddt, *y = m + plan.y;
-  float *dB = m + plan.dB + j0 * W, *dC = m + plan.dC + j0 * W;
+  float *dB = m + plan.dB + sum_group, *dC = m + plan.dC + sum_group;
   vi valid;
   for (int64_t i = 0; i < W; i++) valid[i] = i < parameters.lanes ? -1 : 0;
   // lanes past the channels hold 0, but 0 times an infinite B or C would join the sums over lanes
@@ -1023,33 +1191,41 @@ static void adjoint_states(const Parameters parameters, const Plan plan, int64_t
     const float *Bq = B + token * B_l, *Cq = C + token * C_l;
     vf sum_B[G], sum_C[G];
     for (int j = 0; j < G; j++) {
-      sum_B[j] = load(dB + i * row + j * W);
-      sum_C[j] = load(dC + i * row + j * W);
+      sum_B[j] = load(dB + i * sum_step + j * W);
+      sum_C[j] = load(dC + i * sum_step + j * W);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-      const int64_t at = (i * NV + v) * W, states = at * N;
+      const int64_t at = (i * NV + v) * W, states = (i * NV + v) * step;
       const vf dy = load(dys + at), dt = load(dts + at), du = load(dus + at);
       Sums sums{};
+      vf da{};
       if (j0) sums = {GATED ? load(y + at) : vf{}, load(weighted + at), load(ddt + at)};
 #pragma GCC unroll 8
       for (int j = 0; j < G; j++) {
         const int64_t place = states + j * W;
         const vf seen = load(read + place);
         vf db;
-        adjoint_step<LOCAL, GATED>(dy, dt, Bq[j], Cq[j], load(rates + v * row + j * rate_step), load(a + place),
-                                   load(h + place), seen, LOCAL ? load(r + place) : vf{}, LOCAL ? load(q + place) : vf{},
-                                   adjoints[v * G + j], decays[v * G + j], db, sums);
+        if (ALIKE_DECAYS)
+          adjoint_step_alike<GATED>(dy, Bq[j], Cq[j], load(a + at), load(h + place), seen, adjoints[v * G + j], da, db, sums);
+        else
+          adjoint_step<LOCAL, GATED>(dy, dt, Bq[j], Cq[j], load(rates + v * row + j * rate_step), load(a + place),
+                                     load(h + place), seen, LOCAL ? load(r + place) : vf{}, LOCAL ? load(q + place) : vf{},
+                                     adjoints[v * G + j], decays[v * G + j], db, sums);
         sum_C[j] += inside(dy * seen);  // (6)
         sum_B[j] += inside(db * du);    // (10)
+      }
+      if (ALIKE_DECAYS) {
+        sums.ddt += da * load(rates + v * row);
+        decays[v * G] += da * dt;
       }
       store(weighted + at, sums.weighted);
       store(ddt + at, sums.ddt);
       if (GATED) store(y + at, sums.y);
     }
     for (int j = 0; j < G; j++) {
-      store(dB + i * row + j * W, sum_B[j]);
-      store(dC + i * row + j * W, sum_C[j]);
+      store(dB + i * sum_step + j * W, sum_B[j]);
+      store(dC + i * sum_step + j * W, sum_C[j]);
     }
   }
   for (int i = 0; i < NV * G; i++) {
@@ -1095,7 +1271,9 @@ static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &p
   load_start(view, t0, start);
   const int64_t side = N == 1 ? NV : 1;  // vectors per walk
   for (int64_t v = 0; v < NV; v += side) {
-    const Kept kept{m + plan.a + v * N * W, m + plan.h + v * N * W,   m + plan.dt + v * W, m + plan.slope + v * W, NV};
+    const int64_t row = kept_row(s);
+    const Kept kept{m + plan.a + v * (decays_alike(s) ? W : row), m + plan.h + v * row, m + plan.dt + v * W,
+                    m + plan.slope + v * W, NV, row, plan.kept_group};
     const View<KIND> part(s, view.k, view.b, view.d0 + v * W, side == NV ? view.n : W);
     walk_block<KEEP>(part, m + plan.rates + (first + v) * N * W, t0, t1, start + v * N * W, nullptr, &kept);
   }
@@ -1107,22 +1285,23 @@ static void backward_chunk(const Job &job, const View<KIND> &view, const Plan &p
     }
   if constexpr (NV <= 2) {
     before_states(view, plan, t0, t1, NV, m);
-    auto passes = [&](auto local, auto gated) {
+    auto passes = [&](auto local, auto gated, auto alike) {
       constexpr bool full = View<KIND>::FAST;
       const Parameters from{s, view.params, view.B, view.C, view.B_l, view.C_l, view.lanes()};
       int64_t j = 0;
-      for (; j + 4 <= N; j += 4) adjoint_states<4, NV, local.value, gated.value, full>(from, plan, t0, t1, first, j, m);
-      for (; j < N; j++) adjoint_states<1, NV, local.value, gated.value, full>(from, plan, t0, t1, first, j, m);
+      for (; j + GROUP <= N; j += GROUP)
+        adjoint_states<GROUP, NV, local.value, gated.value, alike.value, full>(from, plan, t0, t1, first, j, m);
+      for (; j < N; j++) adjoint_states<1, NV, local.value, gated.value, alike.value, full>(from, plan, t0, t1, first, j, m);
     };
     const std::integral_constant<bool, NV == 1> local;
-    if (NV == 1 && s.window && s.z)
-      passes(local, std::true_type());
-    else if (NV == 1 && s.window)
-      passes(local, std::false_type());
-    else if (s.z)
-      passes(std::false_type(), std::true_type());
+    const std::true_type yes;
+    const std::false_type no;
+    if (NV == 1 && s.window)
+      s.z ? passes(local, yes, no) : passes(local, no, no);
+    else if (decays_alike(s))
+      s.z ? passes(no, yes, yes) : passes(no, no, yes);
     else
-      passes(std::false_type(), std::false_type());
+      s.z ? passes(no, yes, no) : passes(no, no, no);
     after_states<NV>(job, view, plan, t0, t1, first, m);
   }
 }
@@ -1182,8 +1361,8 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
 
   for (int64_t c = plan.chunks - 1; c >= 0; c--) {
     const int64_t t0 = c * s.chunk, t1 = std::min(t0 + s.chunk, s.steps);
-    memset(m + plan.dB, 0, sizeof(float) * (t1 - t0) * N * W);
-    memset(m + plan.dC, 0, sizeof(float) * (t1 - t0) * N * W);
+    memset(m + plan.dB, 0, sizeof(float) * sums_size(s, std::min(s.chunk, s.steps)));
+    memset(m + plan.dC, 0, sizeof(float) * sums_size(s, std::min(s.chunk, s.steps)));
     each_block([&](auto view, int64_t first) {
       backward_block(job, view, plan, t0, t1, first, m);
     });
@@ -1191,7 +1370,8 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
       const int64_t q = all.param_token(t);
       float *rowB = grad_row(s.dB, q), *rowC = grad_row(s.dC, q);
       for (int64_t j = 0; j < N; j++) {
-        const float *lanesB = m + plan.dB + ((t - t0) * N + j) * W, *lanesC = m + plan.dC + ((t - t0) * N + j) * W;
+        const int64_t at = j / GROUP * plan.sum_group + ((t - t0) * (N == 1 ? 1 : GROUP) + j % GROUP) * W;
+        const float *lanesB = m + plan.dB + at, *lanesC = m + plan.dC + at;
         const float sumB = lane_sum(lanesB), sumC = lane_sum(lanesC);
         const bool add = !job.params_once[k];
         rowB[j] = add ? rowB[j] + sumB : sumB;
