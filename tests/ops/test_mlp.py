@@ -91,6 +91,16 @@ def test_layers_run_at_once(monkeypatch):
         assert torch.allclose(mlp(x), expected, atol=1e-6)
 
 
+def test_programs_are_of_any_size():
+    mlp = Mlp(8, 16).eval()
+    with torch.no_grad():
+        size = {0: torch.export.Dim('tokens', min=2, max=1 << 20)}
+        program = torch.export.export(mlp, (torch.randn(40, 8),), dynamic_shapes=(size,)).module()
+        x = torch.randn(70, 8)
+        assert torch.allclose(program(x), mlp(x), atol=1e-6)
+    assert not any('visionssm' in str(node.target) for node in program.graph.nodes)
+
+
 def test_working_memory_is_checked(monkeypatch):
     monkeypatch.setattr(mlp_cpu, '_library', lambda: type('Library', (), {'visionssm_mlp': lambda self, call: 1})())
     assert not cpu.refuse(products.TensorProblem('cpu', torch.float32))

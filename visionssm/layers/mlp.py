@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from visionssm.ops import mlp_at_once
 
-from .functional import FastLinears, Linear, is_untouched
+from .functional import FastLinears, Linear, activated_at_once, is_untouched
 
 # between two layers, per thread: these stay in the cache, and malloc asks the system for no memory to hold them
 _MOST_ELEMENTS = 1 << 21
@@ -71,11 +71,18 @@ class DepthwiseMlp(ImagewiseMlp):
 
     def mix(self, x: Tensor) -> Tensor:
         """Apply to a map."""
-        x = self.fc1(x)
+        return self.fc2(self.convolve(self.fc1(x)))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """What is between the linear layers."""
+        if not (torch.jit.is_scripting() or self.residual):
+            y = activated_at_once(x, self.conv, self.act)
+            if y is not None:
+                return y
         y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if self.residual:
             y = x + y
-        return self.fc2(self.act(y))
+        return self.act(y)
 
 
 class Mlp(ImagewiseMlp):
@@ -94,9 +101,9 @@ class Mlp(ImagewiseMlp):
 
     @torch.jit.ignore
     def _joined(self, x: Tensor) -> Tensor | None:
-        if type(x) is not Tensor or torch.is_grad_enabled() or not is_untouched(self, _KINDS):
+        if type(x) is not Tensor or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if self.act.approximate != 'none':
+        if not is_untouched(self, _KINDS) or self.act.approximate != 'none':
             return None
         return mlp_at_once(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 

@@ -40,6 +40,7 @@ from visionssm.layers import (
     scan_tokens,
     split_projection,
 )
+from visionssm.ops import depthwise_at_once
 from visionssm.scans import ScanOrder, get_scan, scan_order
 from visionssm.weights.checkpoint import fit_shapes
 
@@ -162,15 +163,14 @@ def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
         return torch.cat(list(tensors))
 
     u, z = product(grouped(x.flatten(1, 2)), [group.in_proj.weight for group in groups]).chunk(2, -1)
-    u = F.conv2d(
-        u.reshape(x.shape).permute(0, 3, 1, 2),
-        joined(group.conv.weight for group in groups),
-        joined(group.conv.bias for group in groups),
-        padding=first.conv.padding,
-        dilation=first.conv.dilation,
-        groups=K * first.conv.groups,
-    )
-    u = F.silu(u).permute(0, 2, 3, 1).flatten(1, 2)
+    u, conv = u.reshape(x.shape), first.conv
+    weight, bias = (joined(getattr(group.conv, name) for group in groups) for name in ('weight', 'bias'))
+    keeps_size = conv.stride == conv.padding == conv.dilation == (1, 1)
+    activated = depthwise_at_once(u, weight, bias, 'silu') if keeps_size else None
+    if activated is None:
+        u = F.conv2d(u.permute(0, 3, 1, 2), weight, bias, 1, conv.padding, conv.dilation, K * conv.groups)
+        activated = F.silu(u).permute(0, 2, 3, 1)
+    u = activated.flatten(1, 2)
     order = scan_order(first.scan, height, width, u)
     u = grouped(F.pad(u, [0, 0, 0, 1]) if first.zeros else u)
     projected = product(u, [ssm.x_proj_weight[0] for ssm in ssms])

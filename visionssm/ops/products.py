@@ -121,12 +121,12 @@ def mlp_at_once(
         dtypes other than fp32, and a backend of `linear` that is asked for.
     """
     if (
-        x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
+        not _is_plain_inference(x, first, first_bias, second, second_bias)  # first: programs are of any size
+        or x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
         or x.numel() * first.shape[0] < max(_LEAST_WORK, 1)
         or max(x.shape[-1], second.shape[0]) > _MOST_CHANNELS
         or first.shape[1] != x.shape[-1]
         or second.shape[1] != first.shape[0]
-        or not _is_plain_inference(x, first, first_bias, second, second_bias)
         or _loaded('mlp_cpu').refuse(TensorProblem('cpu', x.dtype))
     ):
         return None
@@ -180,10 +180,10 @@ def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, activation
         (B, H, W, C); None where it does not serve, as `mlp_at_once`.
     """
     if (
-        x.numel() == 0
+        not _is_plain_inference(x, weight, bias)  # first: programs are of any size
+        or x.numel() == 0
         or x.ndim != 4
         or weight.shape != (x.shape[-1], 1, 3, 3)
-        or not _is_plain_inference(x, weight, bias)
         or _loaded('convolution_cpu').refuse(TensorProblem('cpu', x.dtype))
     ):
         return None
