@@ -478,7 +478,7 @@ def test_folder(make, route, saved):
         {'mean': [float('inf')] * 3},
         {'interpolation': 'abc'},
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_images(entries, saved):
     config = json.loads((saved / 'config.json').read_text())
