@@ -372,6 +372,11 @@ def test_size_below_one_patch(run, photo, weights, tmp_path):
     assert_refused(result, '8x8', '16')
 
 
+def test_size_beyond_any_memory(run, photo, weights):
+    result = run('classify', photo, '--model', 'test_vmamba', '--checkpoint', weights, '--img-size', '2000000000')
+    assert_refused(result, 'img_size is 2000000000', '16384')
+
+
 def test_devices_name_the_cpu():
     assert _environment.devices()[0][0] == 'cpu'
     assert _environment.check_device('cpu') == torch.device('cpu')

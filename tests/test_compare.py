@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -80,6 +81,16 @@ def test_goes_on_where_it_was_stopped(done, folder, tmp_path):
     assert not [line for line in lines if 'seed 0' in line or line.startswith('speed')]
     assert any('going on from' in line for line in lines)
     assert row.accuracies == finished.rows[0].accuracies
+
+
+@pytest.mark.parametrize('name', ['speed.json', 'runs/*/result.json'])
+def test_results_that_are_not_ours(name, done, folder, tmp_path):
+    shutil.copytree(done[0], tmp_path / 'out')
+    file = next((tmp_path / 'out').glob(name))
+    settings = json.loads(file.read_text())['settings']
+    file.write_text(json.dumps({'settings': settings, 'measured': 5, 'accuracy': 'x', 'versions': 5}))
+    with pytest.raises(ValueError, match='is not as it was written'):
+        compare(MODELS, folder, tmp_path / 'out', **SMALL, say=str)
 
 
 def test_other_settings_are_not_mixed(done, folder, capsys):

@@ -259,6 +259,8 @@ def test_command_line(tiny, tmp_path, capsys):
         (['--model', 'test_vim'], 'do not fit'),
         (['--model', 'test_vmamba', '--license', 'MIT License'], 'apache-2.0'),
         (['--model', 'test_vmamba', '--model-kwargs', 'scan=no_such_order'], 'no_such_order'),
+        (['--model', 'test_vmamba', '--model-kwargs', 'foo=1'], "test_vmamba cannot be made with {'foo': 1}"),
+        (['--model', 'test_vmamba', '--model-kwargs', 'd_state=NaN'], 'cannot be made with'),
     ],
 )
 def test_bad_input_leaves_nothing(args, message, tiny, tmp_path, capsys):

@@ -22,6 +22,7 @@ from visionssm.weights.download import weights_file
 from visionssm.weights.locate import by_hand_only
 
 _LARGEST_SIDE = 4096  # to which a configuration may have images resized
+_LARGEST_ASKED = 1 << 14  # where the caller gives it: images of 3 GiB
 _SOURCES = ('local-dir:', 'hf-hub:')
 
 _METHODS = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'box', 'hamming', 'random')
@@ -151,6 +152,8 @@ def data_config(
             f'the configuration of the model asks for images resized to {asked:g} pixels; allowed are up to '
             f'{_LARGEST_SIDE} unless you give the size'
         )
+    if img_size and img_size > _LARGEST_ASKED:
+        raise ValueError(f'img_size is {img_size}; allowed are up to {_LARGEST_ASKED}')
     channels = getattr(model, 'in_chans', config['input_size'][0])
     config['input_size'] = (channels, *((img_size, img_size) if img_size else config['input_size'][1:]))
     if channels == 1:  # the configuration may still be for colour images

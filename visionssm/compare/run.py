@@ -237,7 +237,10 @@ def _speeds(
     }
     file = output / 'speed.json'
     if file.exists() and (stored := read_object(file)).get('settings') == settings:
-        return stored['measured']
+        measured = stored.get('measured')
+        if not isinstance(measured, dict) or not all(isinstance(measured.get(name), dict) for name in costs):
+            raise ValueError(f'{file} is not as it was written; give another folder')
+        return measured
     say(f'speed and memory of {len(candidates)} models, {rounds} rounds in turn, batches of {batch}')
     sizes = {name: cost['input'] for name, cost in costs.items()}
     measured = measure(candidates, sizes, classes, batch, rounds, device, training)
@@ -258,6 +261,9 @@ def _result(
         result = read_object(file)
         if result.get('settings') != settings:
             raise ValueError(f'{file} is of other settings or weights of {candidate.name}; give another folder')
+        accuracy = result.get('accuracy', '')
+        if not isinstance(result.get('versions'), dict) or not isinstance(accuracy, int | float | None):
+            raise ValueError(f'{file} is not as it was written; give another folder')
         remove_checkpoints(folder)
         return result
     told = partial(_tell, say, f'{candidate.name}, seed {seed}')

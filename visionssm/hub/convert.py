@@ -169,7 +169,10 @@ def _shape_args(
     state_dict: Mapping[str, Tensor], name: str, config: PretrainedCfg, model_args: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Classes and channels, as in the file; refuses an image size that is not the file's."""
-    model = sketch(name, **{'num_classes': config.num_classes, **model_args})
+    try:
+        model = sketch(name, **{'num_classes': config.num_classes, **model_args})
+    except (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(f'{name} cannot be made with {dict(model_args)}: {error}') from error
     found = checkpoint_filter(type(model))(dict(state_dict), model)
     heads = (config.classifier,) if isinstance(config.classifier, str) else config.classifier
     classifier = found.get(f'{heads[0]}.weight')
