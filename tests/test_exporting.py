@@ -1,11 +1,15 @@
 """Every family as files for other runtimes: what `export` writes agrees with the model, and needs nothing of ours."""
 
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 
 from visionssm import cli
 from visionssm.apps import export
@@ -15,6 +19,7 @@ from visionssm.ops.inputs import ScanInputs
 from visionssm.ops.plain import plain_program
 from visionssm.weights.published import FAMILIES
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     name for family in FAMILIES.values() if not family.borrowed for name in family.models if name.startswith('test_')
 ]
@@ -142,17 +147,43 @@ def test_aoti_runs_alone(operators, tmp_path):
     run_alone('aoti', file, model, tmp_path, code)
 
 
-@pytest.mark.parametrize(
-    ('model', 'form', 'name'),
-    [
-        ('test_vmamba', 'onnx', 'model.onnx'),
-        ('test_vcmamba', 'openvino', 'model.xml'),
-        ('test_vmamba', 'torchscript', 'm.pt'),
-    ],
-)
-def test_command(model, form, name, tmp_path, capsys):
-    file = tmp_path / name
-    arguments = ['export', model, '--random', '--format', form, '--output', str(file), '--dynamic-size']
+def test_commands_and_code_of_the_page(tmp_path, monkeypatch, capsys):
+    """As docs/exporting.md has them, with small models; what AOTInductor writes is tested above."""
+    page = (ROOT / 'docs/exporting.md').read_text()
+    blocks = re.findall(r'^```(sh|python)\n(.+?)^```', page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(export.FORMATS, 'aoti', export.FORMATS['exported-program'])
+    (tmp_path / 'runs').mkdir()
+    save_for_hf(timm.create_model('test_mambaout'), tmp_path / 'runs/demo', safe_serialization=True)
+    model, images = timm.create_model('test_mambaout').eval(), torch.randn(2, 3, 96, 96)
+    names = {'model': model, 'images': images, 'torch': torch}
+    for kind, block in blocks:
+        if kind == 'python':
+            exec(block.replace('224', '96'), names)
+            continue
+        for line in re.findall(r'^visionssm (export .+)$', block, re.M):
+            small = 'test_mambaout' if 'program' in line else r'test_\1'
+            arguments = shlex.split(re.sub(r'(vmamba|vim)_tiny\w+', f'{small} --random', line))
+            assert cli.main(arguments) == 0, line
+            file = arguments[arguments.index('--output') + 1]
+            said = capsys.readouterr().out
+            assert said.count(': differs by') == (2 if '--dynamic-size' in line else 1) and f'wrote {file}' in said
+            assert (tmp_path / file).is_file()
+    assert len(blocks) == 4
+
+
+def test_torchscript_command(tmp_path, capsys):
+    file = tmp_path / 'm.pt'
+    arguments = [
+        'export',
+        'test_vmamba',
+        '--random',
+        '--format',
+        'torchscript',
+        '--output',
+        str(file),
+        '--dynamic-size',
+    ]
     assert cli.main(arguments) == 0
     said = capsys.readouterr().out
     assert '2 x 3 x 96 x 96: differs by' in said and '2 x 3 x 128 x 96: differs by' in said and file.is_file()

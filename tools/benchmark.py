@@ -19,11 +19,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import timm
 import torch
-from _exported import CASES, EXPORTED_MODELS, Worker, bench_exported
+from _exported import CASES, EXPORTED_MODELS, RUNTIMES, Worker, bench_exported
 from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
 from _scan_problem import CLOCKS, scan_problem, seconds, timed, timed_scan
 
@@ -314,6 +315,8 @@ def main() -> int:
     for threads in args.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
         report['results'] += RUN[args.command](args)
+    if args.command == 'export':
+        report['machine'] |= {name: version(name) for name in RUNTIMES[1:]}
     if args.command == 'resolution' and args.plot:
         plot_resolution(report, args.plot)
     if args.json:

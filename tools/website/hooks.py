@@ -21,6 +21,7 @@ from website import choosing, errors, reference, speed, tutorials, walks  # noqa
 PARTS = {
     'accuracy plots': choosing.plots,
     'command line': reference.command_line,
+    'export speed': speed.export_table,
     'licences': choosing.licences,
     'model table': choosing.table_of_models,
     'recipe keys': reference.recipe_keys,
