@@ -56,8 +56,8 @@ def call_without_autocast(layer: nn.Module, x: Tensor, least: bool = False) -> T
         x: (..., C).
         least: Compute in fp32 if the weights are in half precision.
     """
-    weight = layer.weight
-    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
+    weights = getattr(layer, 'weight', None), *layer.parameters()  # adapters have those of the layers in them
+    dtype = next((x.dtype for x in weights if isinstance(x, Tensor) and x.is_floating_point()), torch.float32)
     with torch.autocast(x.device.type, enabled=False) if x.device.type != 'meta' else contextlib.nullcontext():
         if not least or dtype.itemsize > 2:
             return layer(x.to(dtype))
@@ -82,8 +82,9 @@ class StepProjector(nn.Module):
                 steps = call_without_autocast(self.dt_proj, x, least=True)
                 if self.bias_count == 1:
                     return steps
-                bias = self.dt_proj.bias  # quantised layers have a method
-                return steps + (self.bias_count - 1) * at_least_fp32(bias() if callable(bias) else bias)
+                # hooks may hold the bias elsewhere while the layer does not run
+                bias = call_without_autocast(self.dt_proj, x.new_zeros(1, x.shape[-1]), least=True)
+                return steps + (self.bias_count - 1) * bias
         bias = at_least_fp32(self.dt_proj.bias) * self.bias_count
         return linear_without_autocast(x, at_least_fp32(self.dt_proj.weight), bias)
 
