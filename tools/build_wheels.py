@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from visionssm.ops import attention_cpu, convolution_cpu, cpu, mlp_cpu, prebuilt
+from visionssm.ops import attention_cpu, convolution_cpu, cpu, prebuilt
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-g0', '-fvisibility=hidden')
@@ -71,7 +71,7 @@ PLATFORMS = {
 def layout_checks() -> str:
     """C++ that compiles only where the structs are laid out as their ctypes twins."""
     lines = ['#include <cstddef>']
-    for structure in (cpu.Scan, attention_cpu.Attention, mlp_cpu.Mlp, convolution_cpu.Depthwise):
+    for structure in (cpu.Scan, attention_cpu.Attention, convolution_cpu.Depthwise):
         name = structure.__name__
         lines.append(f'static_assert(sizeof({name}) == {ctypes.sizeof(structure)}, "size of {name}");')
         for field, *_ in structure._fields_:

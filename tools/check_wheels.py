@@ -29,7 +29,7 @@ import torch
 from build_wheels import PLATFORMS, zig
 
 from visionssm.apps.selfcheck import CASES, check, run_case
-from visionssm.ops import attention_cpu, convolution_cpu, cpu, mlp_cpu, prebuilt, selective_scan, use_backend
+from visionssm.ops import attention_cpu, convolution_cpu, cpu, prebuilt, selective_scan, use_backend
 from visionssm.testing import relative_error, tolerance
 
 HOST = Path(__file__).with_name('_library_host.cpp')
@@ -39,7 +39,6 @@ EMULATORS = {  # what runs a program of the platform here
     'windows-x86-64': ['wine'],
 }
 ATTENTIONS = (((9, 10), 16, 3, (1, 1)), ((14, 13), 24, 7, (1, 1)), ((15, 16), 7, 5, (3, 2)))
-MLPS = ((5, 7, 9, 11), (100, 200, 333, 50))
 
 
 class RemoteFunction:
@@ -113,14 +112,12 @@ class RemoteLibrary:
             mock.patch.object(torch.Tensor, 'data_ptr', noted),
             mock.patch.object(cpu, 'library', lambda: self),
             mock.patch.object(attention_cpu, '_library', lambda: self),
-            mock.patch.object(mlp_cpu, '_library', lambda: self),
             mock.patch.object(convolution_cpu, '_library', lambda: self),
         ]
         for patch in self.patches:
             patch.start()
         cpu.bind(self, cpu.Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
         cpu.bind(self, attention_cpu.Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
-        cpu.bind(self, mlp_cpu.Mlp, 'mlp_size', 'mlp')
         cpu.bind(self, convolution_cpu.Depthwise, 'depthwise_size', 'depthwise')
         return self
 
@@ -132,7 +129,7 @@ class RemoteLibrary:
 
 
 def outcomes() -> dict[str, torch.Tensor]:
-    """All that the library computes in fp32: scans and their gradients, attention, MLPs, convolutions."""
+    """All that the library computes in fp32: scans and their gradients, attention, convolutions."""
     found = {}
     with use_backend('scan=cpu'):
         for case in CASES:
@@ -145,11 +142,6 @@ def outcomes() -> dict[str, torch.Tensor]:
         for function, tensors in (('na_qk', (q, k)), ('na_av', (attn, v)), ('na_av_transposed', (attn, v))):
             name = f'{function}, {channels} channels, window {window}, dilation {dilation}'
             found[name] = getattr(attention_cpu, function)(*tensors, window, dilation)
-    for rows, inputs, hidden, outputs in MLPS:
-        generator = torch.Generator().manual_seed(0)
-        shapes = (rows, inputs), (hidden, inputs), (hidden,), (outputs, hidden), (outputs,)
-        tensors = (torch.randn(shape, generator=generator) for shape in shapes)
-        found[f'mlp of {rows} tokens, {inputs}-{hidden}-{outputs}'] = mlp_cpu.mlp(*tensors)
     for activation in convolution_cpu.ACTIVATIONS:
         generator = torch.Generator().manual_seed(0)
         tensors = (torch.randn(shape, generator=generator) for shape in ((2, 5, 9, 40), (40, 1, 3, 3), (40,)))

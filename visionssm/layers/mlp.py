@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.ops import mlp_at_once
-
 from .functional import FastLinears, Linear, activated_at_once, is_untouched
 
 # between two layers, per thread: these stay in the cache, and malloc asks the system for no memory to hold them
@@ -26,18 +24,10 @@ class ImagewiseMlp(FastLinears):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to (B, ..., C)."""
         if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
-            joined = self._joined(x)
-            if joined is not None:
-                return joined
             at_once = self._images_at_once(x)
             if at_once > 0:
                 return torch.cat([self.mix(images) for images in x.split(at_once)])
         return self.mix(x)
-
-    @torch.jit.ignore
-    def _joined(self, x: Tensor) -> Tensor | None:
-        """What `mix` gives, without calling the layers; None where they must be called."""
-        return None
 
     @torch.jit.ignore
     def _images_at_once(self, x: Tensor) -> int:
@@ -98,14 +88,6 @@ class Mlp(ImagewiseMlp):
         self.fc1 = Linear(dim, hidden, device=device, dtype=dtype)
         self.act = nn.GELU()
         self.fc2 = Linear(hidden, dim, device=device, dtype=dtype)
-
-    @torch.jit.ignore
-    def _joined(self, x: Tensor) -> Tensor | None:
-        if type(x) is not Tensor or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        if not is_untouched(self, _KINDS) or self.act.approximate != 'none':
-            return None
-        return mlp_at_once(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 
     def mix(self, x: Tensor) -> Tensor:
         """Apply to every token."""

@@ -82,9 +82,11 @@ class StepProjector(nn.Module):
                 steps = call_without_autocast(self.dt_proj, x, least=True)
                 if self.bias_count == 1:
                     return steps
-                # hooks may hold the bias elsewhere while the layer does not run
-                bias = call_without_autocast(self.dt_proj, x.new_zeros(1, x.shape[-1]), least=True)
-                return steps + (self.bias_count - 1) * bias
+                bias = getattr(self.dt_proj, 'bias', None)
+                bias = bias() if callable(bias) else bias  # as quantised layers have it
+                if not isinstance(bias, Tensor) or bias.device != x.device:  # wrapped, or offloaded but while it runs
+                    bias = call_without_autocast(self.dt_proj, x.new_zeros(1, x.shape[-1]), least=True)
+                return steps + (self.bias_count - 1) * at_least_fp32(bias)
         bias = at_least_fp32(self.dt_proj.bias) * self.bias_count
         return linear_without_autocast(x, at_least_fp32(self.dt_proj.weight), bias)
 

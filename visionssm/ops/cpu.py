@@ -29,7 +29,7 @@ from . import chunked, prebuilt
 from .dispatch import ScanProblem, Temporary
 from .inputs import ScanInputs
 
-_SOURCES = ('selective_scan.cpp', 'neighborhood.cpp', 'mlp.cpp', 'depthwise.cpp')  # one after the other
+_SOURCES = ('selective_scan.cpp', 'neighborhood.cpp', 'depthwise.cpp')  # one after the other
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again and again

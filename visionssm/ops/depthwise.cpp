@@ -1,4 +1,4 @@
-// Depthwise 3x3 convolutions of maps (B, H, W, C) and the activation behind them, at inference; compiled after `mlp.cpp`.
+// Depthwise 3x3 convolutions of maps (B, H, W, C) and the activation behind them, at inference; compiled after `neighborhood.cpp`.
 //
 // Channels lie across the lanes. The map keeps its size: stride 1, zeros around it. Arithmetic is fp32.
 
@@ -11,6 +11,20 @@ extern "C" struct Depthwise {  // every field is 8 bytes wide; `convolution_cpu.
 };
 
 enum { NO_ACTIVATION = 0, WITH_GELU = 1, WITH_SILU = 2 };
+
+// erf(x) to 4e-7, and 1 from where it rounds to that; minimax fit of erf(x) / x by x^2
+INLINE vf erfv(vf x) {
+  x = at_least(-4.0f, at_most(4.0f, x));
+  const vf t = x * x;
+  vf p = splat(2.034733900e-06f), q = splat(3.807066513e-05f);
+  p = p * t + 2.874800740e-04f, q = q * t + 1.188120817e-03f;
+  p = p * t + 3.868349436e-03f, q = q * t + 1.517234019e-02f;
+  p = p * t + 5.306055044e-02f, q = q * t + 1.150848262e-01f;
+  p = p * t + 1.927645496e-01f, q = q * t + 5.041648005e-01f;
+  p = p * t + 1.128379022e+00f, q = q * t + 1.0f;
+  return at_least(-1.0f, at_most(1.0f, x * p / q));
+}
+INLINE vf gelu(vf x) { return 0.5f * x * (1.0f + erfv(x * 0.70710678118654752f)); }
 
 struct DepthwiseJob {
   const Depthwise *depthwise;

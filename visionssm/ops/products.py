@@ -1,4 +1,4 @@
-"""Linear layers, MLPs, depthwise convolutions and attention, by the best that serves the tensors and transforms."""
+"""Linear layers, depthwise convolutions and attention, by the best that serves the tensors and transforms."""
 
 from __future__ import annotations
 
@@ -104,35 +104,6 @@ def _batch(call, size, dims, inputs):
 _linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
 
 
-def mlp_at_once(
-    x: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None
-) -> Tensor | None:
-    """`F.linear(F.gelu(F.linear(x, first, first_bias)), second, second_bias)` in C++, without what is between.
-
-    Args:
-        x: (..., C).
-        first: (H, C).
-        first_bias: (H,).
-        second: (D, H).
-        second_bias: (D,).
-
-    Returns:
-        (..., D); None where it does not pay or does not serve: small or wide layers, gradients, transforms, programs,
-        dtypes other than fp32, and a backend of `linear` that is asked for.
-    """
-    if (
-        not _is_plain_inference(x, first, first_bias, second, second_bias)  # first: programs are of any size
-        or x.numel() < _LEAST_ROWS * x.shape[-1] * torch.get_num_threads()
-        or x.numel() * first.shape[0] < max(_LEAST_WORK, 1)
-        or max(x.shape[-1], second.shape[0]) > _MOST_CHANNELS
-        or first.shape[1] != x.shape[-1]
-        or second.shape[1] != first.shape[0]
-        or _loaded('mlp_cpu').refuse(TensorProblem('cpu', x.dtype))
-    ):
-        return None
-    return _mlp_op(x, first, first_bias, second, second_bias)
-
-
 def _is_plain_inference(*tensors: Tensor | None) -> bool:
     """Whether nobody could tell which operators ran: fp32 on an x86 CPU, in eager mode."""
     given = [t for t in tensors if t is not None]
@@ -149,24 +120,6 @@ def _is_plain_inference(*tensors: Tensor | None) -> bool:
     )
 
 
-def _loaded(name: str) -> ModuleType:
-    return importlib.import_module(f'visionssm.ops.{name}')  # at first use, as all of the C++ library
-
-
-_LEAST_ROWS = 32  # per thread: two of the widest vectors
-_MOST_CHANNELS = 512  # the products of wider layers are better done one after the other
-
-
-@torch.library.custom_op('visionssm::mlp', mutates_args=())
-def _mlp_op(x: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, second_bias: Tensor | None) -> Tensor:
-    return _loaded('mlp_cpu').mlp(x, first, first_bias, second, second_bias)
-
-
-@_mlp_op.register_fake
-def _mlp_fake(x, first, first_bias, second, second_bias):
-    return x.new_empty((*x.shape[:-1], second.shape[0]))
-
-
 def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
     """A depthwise 3x3 convolution that keeps the size, and its activation, in C++.
 
@@ -177,22 +130,27 @@ def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, activation
         activation: none, gelu or silu.
 
     Returns:
-        (B, H, W, C); None where it does not serve, as `mlp_at_once`.
+        (B, H, W, C); None where it does not serve: gradients, transforms, programs, dtypes other than fp32, and a
+        backend of `linear` that is asked for.
     """
     if (
         not _is_plain_inference(x, weight, bias)  # first: programs are of any size
         or x.numel() == 0
         or x.ndim != 4
         or weight.shape != (x.shape[-1], 1, 3, 3)
-        or _loaded('convolution_cpu').refuse(TensorProblem('cpu', x.dtype))
+        or _library().refuse(TensorProblem('cpu', x.dtype))
     ):
         return None
     return _depthwise_op(x, weight, bias, activation)
 
 
+def _library() -> ModuleType:
+    return importlib.import_module('visionssm.ops.convolution_cpu')  # at first use, as all of the C++ library
+
+
 @torch.library.custom_op('visionssm::depthwise', mutates_args=())
 def _depthwise_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return _loaded('convolution_cpu').depthwise(x, weight, bias, activation)
+    return _library().depthwise(x, weight, bias, activation)
 
 
 @_depthwise_op.register_fake
