@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from timm.models import save_for_hf
+from torch.utils._pytree import tree_leaves
 
 from visionssm import cli
 from visionssm.apps import export
@@ -107,6 +108,7 @@ class Scans(torch.nn.Module):
 
 
 def test_scans_of_computed_lengths():
+    torch.manual_seed(0)
     A, free = -torch.rand(2, 4, 1), torch.export.Dim.AUTO
     shapes = (dict.fromkeys(range(3), free), None)
     whole = torch.export.export(Scans(), (torch.randn(2, 12, 14, 4), A), dynamic_shapes=shapes)
@@ -115,7 +117,8 @@ def test_scans_of_computed_lengths():
     run = core.module()
     for sides in ((4, 5), (31, 64), (45, 47)):
         x = torch.randn(3, *sides, 4)
-        torch.testing.assert_close(run(x, A), Scans()(x, A), rtol=1e-4, atol=1e-5)
+        for found, expected in zip(tree_leaves(run(x, A)), tree_leaves(Scans()(x, A)), strict=True):
+            assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_program_of_any_size(tmp_path):

@@ -305,12 +305,15 @@ def add_rows(length: int, token: Tensor, rows: Tensor, merge: bool = True) -> Te
                 out = _add_at(out, at[:, direction], rows[:, direction])
         else:
             out = _add_at(out, (at * K + k).flatten(), rows.flatten(0, 1))
-    # one row more, which is dropped, and whose place hangs on the data: OpenVINO has no NonZero of constants
-    rest = torch.cat([left.flatten(), rows.flatten()[:1].abs() >= 0]).nonzero().flatten()
-    at = rest.clamp(max=steps * K - 1)
-    place = (token if merge else token * K + k).flatten().index_select(0, at)
-    place = torch.where(rest < steps * K, place, out.shape[0] - 1)
-    rest = rows.flatten(0, 1).index_select(0, at)
+    place = (token if merge else token * K + k).flatten()
+    if torch.jit.is_tracing():
+        # one row more, which is dropped, and whose place hangs on the data: OpenVINO has no NonZero of constants
+        rest = torch.cat([left.flatten(), rows.flatten()[:1].abs() >= 0]).nonzero().flatten()
+        at = rest.clamp(max=steps * K - 1)
+        place = torch.where(rest < steps * K, place.index_select(0, at), out.shape[0] - 1)
+        rest = rows.flatten(0, 1).index_select(0, at)
+    else:  # torch.export takes no sizes that hang on the data into loops
+        rest = torch.where(left.unsqueeze(2), rows, 0).flatten(0, 1)
     out = out.scatter_add(0, place.unsqueeze(1).expand(-1, channels), rest)
     return out[:length] if merge else out[: length * K].reshape(length, K, channels)
 
