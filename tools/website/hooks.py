@@ -22,6 +22,7 @@ PARTS = {
     'accuracy plots': choosing.plots,
     'command line': reference.command_line,
     'export speed': speed.export_table,
+    'large model speed': speed.large_table,
     'licences': choosing.licences,
     'model table': choosing.table_of_models,
     'recipe keys': reference.recipe_keys,

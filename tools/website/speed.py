@@ -43,6 +43,11 @@ def models_table(file: str = 'models_cpu.json') -> str:
     return f'{table(headings, rows)}\n\n{_where(report)}'
 
 
+def large_table() -> str:
+    """Images/s of large images."""
+    return models_table('large_cpu.json')
+
+
 def scan_table() -> str:
     """The scan at every shape, beside the loop and what the machine's arithmetic and memory take at least."""
     report = _report('scan_cpu.json')
