@@ -70,17 +70,19 @@ def training_table() -> str:
 def export_table() -> str:
     """Milliseconds, and the process's peak of memory, of a model in eager mode and in every runtime of its file."""
     report = _report('export_cpu.json')
-    cells = {(row['model'], row['batch'], row['side'], row['runtime']): row for row in report['results']}
+    keys = 'model', 'batch', 'side', 'threads', 'runtime'
+    cells = {tuple(row[key] for key in keys): row for row in report['results']}
     runtimes = list(dict.fromkeys(runtime for *_, runtime in cells))
     rows = []
-    for model, batch, side in dict.fromkeys(key[:3] for key in cells):
-        found = [cells[model, batch, side, runtime] for runtime in runtimes]
+    for case in dict.fromkeys(key[:-1] for key in cells):
+        model, batch, side, threads = case
+        found = [cells[(*case, runtime)] for runtime in runtimes]
         shown = [f'{row["ms"]:.0f} ms ({row["over_eager"]:.2f}×), {row["peak_mib"]:.0f} MiB' for row in found]
-        rows.append([f'`{model}`', f'{batch} at {side}²', *shown])
+        rows.append([f'`{model}`', f'{batch} at {side}²', str(threads), *shown])
     machine = report['machine']
     where = f'{_where(report)[:-1]}, {", ".join(f"{name} {machine[name]}" for name in runtimes if name in machine)}'
     clock = '; CPU time, medians of runs that take turns' if machine.get('clock') == 'cpu' else ''
-    return f'{table(["model", "images", *runtimes], rows)}\n\n{where}{clock}.'
+    return f'{table(["model", "images", "threads", *runtimes], rows)}\n\n{where}{clock}.'
 
 
 def _report(name: str) -> dict:
