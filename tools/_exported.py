@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from _worker import CLOCKS, Worker
+
 RUNTIMES = ('eager', 'onnxruntime', 'openvino')
 EXPORTED_MODELS = ('vmamba_tiny_s1l8', 'vim_tiny_patch16_224')
 CASES = ('1@224', '8@224', '1@448')  # batch and side
-_CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
-
-
-class Worker:
-    """A process that answers every line of JSON with one."""
-
-    def __init__(self, *command: object, env: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, **request: object) -> float:
-        """Its answer."""
-        self._process.stdin.write(json.dumps(request) + '\n')
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError('a process that is measured ended; its traceback is above')
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End it."""
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def bench_exported(name: str, case: str, file: Path, threads: int, rounds: int, clock: str) -> list[dict]:
@@ -120,4 +96,4 @@ def _resident_mib(field: str = 'VmRSS') -> float:
 
 
 if __name__ == '__main__':
-    _serve(*sys.argv[1:4], *map(int, sys.argv[4:7]), _CLOCKS[sys.argv[7]])
+    _serve(*sys.argv[1:4], *map(int, sys.argv[4:7]), CLOCKS[sys.argv[7]])

@@ -12,8 +12,6 @@ from torch import Tensor
 from visionssm.ops import selective_scan
 from visionssm.scans import get_scan
 
-CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
-
 
 def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Time of one call, wall time by default."""

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import timm
 import torch
-from _exported import CASES, EXPORTED_MODELS, RUNTIMES, Worker, bench_exported
+from _exported import CASES, EXPORTED_MODELS, RUNTIMES, bench_exported
 from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
-from _scan_problem import CLOCKS, scan_problem, seconds, timed, timed_scan
+from _scan_problem import scan_problem, seconds, timed, timed_scan
+from _worker import CLOCKS, Worker
 
 import visionssm.models  # noqa: F401 - registers the models
 from visionssm.apps.export import export_model
@@ -134,9 +135,9 @@ def bench_scan(
     leaves = list(tensors.values())
     timers = {backend: timed_scan(backend, tensors, order) for backend in backends}
     timers['loop'] = timed(partial(sequential_loop, **tensors, order=order), leaves)
-    for name, checkout in (checkouts or {}).items():
-        checkout.ask(shape=shape)
-        timers[name] = {what: partial(checkout.ask, run=what) for what in timers['loop']}
+    for name, worker in (checkouts or {}).items():
+        worker.ask(shape=shape)
+        timers[name] = {what: partial(worker.ask, run=what) for what in timers['loop']}
     rows = []
     for what in timers['loop']:
         sides = {name: (of[what], max(3, rounds // 5) if name == 'loop' else rounds) for name, of in timers.items()}
