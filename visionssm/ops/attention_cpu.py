@@ -21,12 +21,7 @@ _PRODUCTS_PER_THREAD = 1 << 18  # fewer take less time than waking another threa
 class Attention(ctypes.Structure):
     """`struct Attention` of the C++ source, field by field."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in _INTS.split()]
-        + [(name, ctypes.c_void_p) for name in ('first', 'second')]
-        + [(name, ctypes.c_int64) for name in _STRIDES.split()]
-        + [(name, ctypes.c_void_p) for name in ('out', 'gomp_parallel')]
-    )
+    _fields_ = cpu.fields(_INTS, 'first second', _STRIDES, 'out gomp_parallel')
 
 
 @lru_cache(maxsize=1)

@@ -20,9 +20,7 @@ ACTIVATIONS = ('none', 'gelu', 'silu')
 class Depthwise(ctypes.Structure):
     """`struct Depthwise` of the C++ source, field by field."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in _INTS.split()] + [
-        (name, ctypes.c_void_p) for name in _POINTERS.split()
-    ]
+    _fields_ = cpu.fields(_INTS, _POINTERS)
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -58,15 +59,16 @@ _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
 _OUTPUTS = 'out last_state starts gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
 
 
+def fields(*names: str) -> list[tuple[str, type]]:
+    """Fields of a structure: names of integers, of pointers, of integers again and so on."""
+    kinds = itertools.cycle((ctypes.c_int64, ctypes.c_void_p))
+    return [(name, kind) for group, kind in zip(names, kinds, strict=False) for name in group.split()]
+
+
 class Scan(ctypes.Structure):
     """`struct Scan` of the C++ source, field by field."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in _INTS.split()]
-        + [(name, ctypes.c_void_p) for name in _INPUTS.split()]
-        + [(name, ctypes.c_int64) for name in _STRIDES.split()]
-        + [(name, ctypes.c_void_p) for name in _OUTPUTS.split()]
-    )
+    _fields_ = fields(_INTS, _INPUTS, _STRIDES, _OUTPUTS)
 
 
 def cache_dir() -> Path:

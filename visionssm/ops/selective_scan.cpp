@@ -507,9 +507,10 @@ struct Kept {
   int64_t row, group;  // of `a` and `h`: from row to row, and from GROUP states to the next
 };
 
-enum { GROUP = 4 };  // states whose adjoints are computed together, so few that their sums stay in registers: memory is by group
+enum { GROUP = 4 };  // states whose adjoints are computed together, so few that their sums stay in registers; memory is by group
 INLINE int64_t kept_row(const Scan &s) { return (s.window || s.states == 1 ? s.states : (int64_t)GROUP) * W; }
 INLINE int64_t group_count(const Scan &s) { return (s.states + GROUP - 1) / GROUP; }
+INLINE int64_t sum_row(const Scan &s) { return (s.states == 1 ? 1 : (int64_t)GROUP) * W; }  // of dB and dC by lane
 
 enum { SOME = 3, MANY = 6 };   // vectors of channels side by side at N = 1, in registers
 enum { ALIKE = W == 16 ? 3 : 2, RUN = 4 };  // vectors side by side, and steps at a time, of `walk_alike`
@@ -920,8 +921,8 @@ static int64_t backward_vectors(const Scan &s, int64_t left) {
   return s.states > 1 ? 1 : block_vectors(s, left);
 }
 
-// dB and dC of a chunk by lane: (groups, steps, GROUP, W)
-static int64_t sums_size(const Scan &s, int64_t steps) { return steps * (s.states == 1 ? 1 : group_count(s) * GROUP) * W; }
+// dB and dC of a chunk by lane: (groups, steps, rows)
+static int64_t sums_size(const Scan &s, int64_t steps) { return group_count(s) * steps * sum_row(s); }
 
 static Plan backward_plan(const Scan &s, int64_t vectors) {
   const int64_t N = s.states, side = backward_vectors(s, vectors * W);
@@ -935,7 +936,7 @@ static Plan backward_plan(const Scan &s, int64_t vectors) {
     at += floats;
     return start;
   };
-  const int64_t states = side * N * W, kept = s.window || N == 1 ? N * W : group_count(s) * GROUP * W;
+  const int64_t states = side * N * W, kept = kept_row(s) * (s.window ? 1 : group_count(s));
   plan.kept_group = s.window ? GROUP * W : (chunk + 1) * side * GROUP * W;
   plan.sum_group = chunk * GROUP * W;
   plan.rates = take(vectors * N * W);
@@ -1166,7 +1167,7 @@ static void adjoint_states(const Parameters parameters, const Plan plan, int64_t
   const Scan &s = parameters.s;
   const int64_t N = s.states, B_l = parameters.B_l, C_l = parameters.C_l, row = N * W, rate_step = s.scalar_decay ? 0 : W;
   const int64_t step = kept_row(s), group = j0 / GROUP * plan.kept_group + j0 % GROUP * W;
-  const int64_t sum_step = (N == 1 ? 1 : GROUP) * W, sum_group = j0 / GROUP * plan.sum_group + j0 % GROUP * W;
+  const int64_t sum_step = sum_row(s), sum_group = j0 / GROUP * plan.sum_group + j0 % GROUP * W;
   const int32_t *tokens = parameters.tokens;
   const float *B = parameters.B + j0, *C = parameters.C + j0;
   const float *rates = m + plan.rates + first * row + (s.scalar_decay ? 0 : j0 * W);
@@ -1370,7 +1371,7 @@ static void backward_direction(const Job &job, const Plan &plan, int64_t k, int6
       const int64_t q = all.param_token(t);
       float *rowB = grad_row(s.dB, q), *rowC = grad_row(s.dC, q);
       for (int64_t j = 0; j < N; j++) {
-        const int64_t at = j / GROUP * plan.sum_group + ((t - t0) * (N == 1 ? 1 : GROUP) + j % GROUP) * W;
+        const int64_t at = j / GROUP * plan.sum_group + (t - t0) * sum_row(s) + j % GROUP * W;
         const float *lanesB = m + plan.dB + at, *lanesC = m + plan.dC + at;
         const float sumB = lane_sum(lanesB), sumC = lane_sum(lanesC);
         const bool add = !job.params_once[k];
