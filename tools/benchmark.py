@@ -4,6 +4,7 @@ python tools/benchmark.py scan --baseline ../other    # the scan: loop, bounds, 
 python tools/benchmark.py models --batch 1 8 --threads 1 2 --train
 python tools/benchmark.py resolution --plot resolution.png
 python tools/benchmark.py export                      # exported models in onnxruntime and OpenVINO
+python tools/benchmark.py forms                       # half precision, torch.compile, and time between operators
 python tools/benchmark.py models --published --clock cpu --batch 1 --at-once 6
 python tools/benchmark.py models --json out.json      # every command writes its figures so
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 import timm
 import torch
 from _exported import CASES, EXPORTED_MODELS, RUNTIMES, bench_exported
+from _forms import FORM_MODELS, FORMS, bench_forms
 from _resolution import RESOLUTION_MODELS, SIDES, bench_resolution, plot_resolution
 from _scan_problem import scan_problem, seconds, timed, timed_scan
 from _worker import CLOCKS, Worker
@@ -294,7 +296,14 @@ def main() -> int:
     export.add_argument('--cases', nargs='+', default=list(CASES), metavar='BATCH@SIDE')
     export.add_argument('--clock', choices=CLOCKS, default='wall', help='cpu: time of the process, on one thread')
     export.add_argument('--rounds', type=int, default=7, help='timed runs of each runtime (default: 7)')
-    for command in (scan, models, resolution, export):
+    forms = commands.add_parser('forms', help='half precision and torch.compile against eager fp32, on this CPU')
+    forms.add_argument(
+        '--models', nargs='+', default=list(FORM_MODELS), metavar='NAME[@SIDE]', help='default side: 224'
+    )
+    forms.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS), help='default: all')
+    forms.add_argument('--batch', type=int, nargs='+', default=[1], help='images at once (default: 1)')
+    forms.add_argument('--rounds', type=int, default=7, help='timed runs of each form (default: 7)')
+    for command in (scan, models, resolution, export, forms):
         command.add_argument('--threads', type=int, nargs='+', help='threads (default: those of torch)')
         command.add_argument('--json', type=Path, help='write the results here')
     kernels = commands.add_parser('kernels', help='what the GPU kernels cost, from compiled code; needs no GPU')
@@ -364,7 +373,13 @@ def run_export(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-RUN = {'scan': run_scan, 'models': run_models, 'resolution': run_resolution, 'export': run_export}
+def run_forms(args: argparse.Namespace) -> list[dict]:
+    """All models and batches."""
+    cases = [(*named_side(name), batch) for name in args.models for batch in args.batch]
+    return sum((bench_forms(create, *case, args.rounds, args.forms) for case in cases), [])
+
+
+RUN = {'scan': run_scan, 'models': run_models, 'resolution': run_resolution, 'export': run_export, 'forms': run_forms}
 
 
 def named_side(name: str) -> tuple[str, int]:

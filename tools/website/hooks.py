@@ -20,8 +20,10 @@ from website import choosing, errors, reference, speed, tutorials, walks  # noqa
 
 PARTS = {
     'accuracy plots': choosing.plots,
+    'between operators': speed.between_table,
     'command line': reference.command_line,
     'export speed': speed.export_table,
+    'forms': speed.forms_table,
     'large model speed': speed.large_table,
     'licences': choosing.licences,
     'model table': choosing.table_of_models,

@@ -85,6 +85,30 @@ def export_table() -> str:
     return f'{table(["model", "images", "threads", *runtimes], rows)}\n\n{where}{clock}.'
 
 
+def forms_table() -> str:
+    """Milliseconds of every form of a model, and how much faster than eager fp32 that is."""
+    report = _report('forms_cpu.json')
+    keys = 'model', 'batch', 'threads', 'form'
+    cells = {tuple(row[key] for key in keys): row for row in report['results']}
+    forms = list(dict.fromkeys(form for *_, form in cells))
+    rows = []
+    for case in dict.fromkeys(key[:-1] for key in cells):
+        found = [cells.get((*case, form)) for form in forms]
+        if None in found:
+            continue
+        shown = [f'{row["ms"]:.0f} ms' + f' ({row["over_fp32"]:.2f}×)' * (row['form'] != 'fp32') for row in found]
+        rows.append([f'`{case[0].partition("@")[0]}`', *map(str, case[1:]), *shown])
+    return f'{table(["model", "batch", "threads", *forms], rows)}\n\n{_where(report).replace(" fp32,", "")}'
+
+
+def between_table() -> str:
+    """How much of a forward pass no operator runs, by model."""
+    report = _report('forms_cpu.json')
+    rows = {row['model']: row for row in report['results'] if row['form'] == 'fp32' and row['batch'] == 1}
+    shown = [[f'`{name.partition("@")[0]}`', f'{100 * row["between_operators"]:.0f} %'] for name, row in rows.items()]
+    return f'{table(["model", "between operators"], shown)}\n\n{_where(report)}'
+
+
 def _report(name: str) -> dict:
     return json.loads((RESULTS / name).read_text(encoding='utf-8'))
 
