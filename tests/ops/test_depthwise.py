@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionssm.layers import SS2D
-from visionssm.layers.functional import activated_at_once
+from visionssm.layers import SS2D, DepthwiseConv
+from visionssm.layers.functional import activated_at_once, causal_silu_at_once
+from visionssm.layers.mamba import CausalConv1d
 from visionssm.ops import available_backends, convolution_cpu, depthwise_at_once, onednn
 
 pytestmark = pytest.mark.skipif(
@@ -14,18 +15,54 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+ACTIVATIONS = {'none': lambda y: y, 'gelu': F.gelu, 'silu': F.silu}
+# rows, columns, zeros above and left, dilation: 3x3, 7x7, causal, that backwards, dilated, wider than the map, even
+KERNELS = [
+    (3, 3, (1, 1), (1, 1)),
+    (7, 7, (3, 3), (1, 1)),
+    (1, 4, (0, 3), (1, 1)),
+    (1, 4, (0, 0), (1, 1)),
+    (3, 5, (2, 6), (2, 3)),
+    (1, 31, (0, 30), (1, 1)),
+    (2, 2, (0, 1), (1, 1)),
+]
+
+
 @pytest.mark.parametrize('shape', [(2, 5, 4, 19), (1, 1, 1, 3), (1, 2, 2, 16), (0, 3, 3, 4), (2, 9, 11, 40)], ids=str)
-def test_values(shape):
+@pytest.mark.parametrize('kernel', KERNELS, ids=str)
+def test_values(kernel, shape):
     torch.manual_seed(0)
+    rows, columns, padding, dilation = kernel
     channels = shape[-1]
     x = torch.randn(*shape[:3], 2 * channels)[..., :channels]  # as half of a projection
-    weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
-    plain = F.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), bias.double(), padding=1, groups=channels)
-    activations = {'none': lambda y: y, 'gelu': F.gelu, 'silu': F.silu}
-    assert tuple(activations) == convolution_cpu.ACTIVATIONS
-    for name, activate in activations.items():
-        got = convolution_cpu.depthwise(x, weight, bias, name)
-        torch.testing.assert_close(got.double(), activate(plain).permute(0, 2, 3, 1), rtol=3e-6, atol=3e-6)
+    weight, bias = torch.randn(channels, 1, rows, columns), torch.randn(channels)
+    (top, bottom), (left, right) = (
+        (zeros, (side - 1) * step - zeros) for side, zeros, step in zip((rows, columns), padding, dilation, strict=True)
+    )
+    padded = F.pad(x.double().permute(0, 3, 1, 2), (left, right, top, bottom))
+    assert tuple(ACTIVATIONS) == convolution_cpu.ACTIVATIONS
+    for mirrored in (False, True):
+        w = weight.flip(2, 3) if mirrored else weight
+        plain = F.conv2d(padded, w.double(), bias.double(), dilation=dilation, groups=channels).permute(0, 2, 3, 1)
+        for name, activate in ACTIVATIONS.items():
+            for shortcut in (False, True):
+                got = convolution_cpu.depthwise(x, weight, bias, name, padding, dilation, mirrored, shortcut)
+                expected = activate(plain + x if shortcut else plain)
+                torch.testing.assert_close(got.double(), expected, rtol=3e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_causal(backwards):
+    torch.manual_seed(0)
+    conv, x = CausalConv1d(19, 4), torch.randn(2, 9, 38)[..., :19]
+    conv.backwards = backwards
+    expected = F.silu(conv(x.transpose(1, 2)).transpose(1, 2))
+    assert causal_silu_at_once(x, conv, backwards, CausalConv1d) is None  # gradients
+    with torch.inference_mode():
+        torch.testing.assert_close(causal_silu_at_once(x, conv, backwards, CausalConv1d), expected)
+        assert causal_silu_at_once(x, conv, backwards, nn.Conv1d) is None
+        conv.register_forward_hook(lambda *args: None)
+        assert causal_silu_at_once(x, conv, backwards, CausalConv1d) is None
 
 
 def test_modules_that_must_be_called():
@@ -36,10 +73,11 @@ def test_modules_that_must_be_called():
         assert activated_at_once(x, conv, nn.ReLU()) is None
         assert activated_at_once(x, conv, nn.GELU('tanh')) is None
         assert activated_at_once(x.double(), conv, nn.SiLU()) is None
-        assert depthwise_at_once(x[0], conv.weight, conv.bias, 'silu') is None
-        for other in ({'dilation': 2, 'padding': 2}, {'stride': 2}, {'padding_mode': 'circular'}, {'groups': 4}):
+        for other in ({'padding': 2}, {'padding': 'same'}, {'stride': 2}, {'padding_mode': 'circular'}, {'groups': 4}):
             args = {'padding': 1, 'groups': 8, **other}
             assert activated_at_once(x, nn.Conv2d(8, 8, 3, **args), nn.SiLU()) is None
+        wide = nn.Conv2d(8, 8, (3, 5), padding=(2, 2), dilation=(2, 1), groups=8)
+        torch.testing.assert_close(activated_at_once(x, wide, 'none'), wide(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         conv.register_forward_hook(lambda *args: None)
         assert activated_at_once(x, conv, nn.SiLU()) is None
 
@@ -50,3 +88,31 @@ def test_mixer_asks_for_it(monkeypatch):
     monkeypatch.setattr(nn.Conv2d, 'forward', None)
     with torch.inference_mode():
         assert torch.allclose(mixer(x), expected, atol=1e-6)
+
+
+def test_module():
+    conv, x = DepthwiseConv(19, 5), torch.randn(2, 6, 7, 19)
+    expected = conv(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(conv(x), expected)
+        conv.register_forward_hook(lambda *args: torch.zeros_like(args[2]))
+        assert not conv(x).any()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'padding': (1, 3)}, r'from 0 to \(2, 2\)'),
+        ({'padding': (-1, 1)}, 'padding'),
+        ({'dilation': (1, 0)}, 'at least 1'),
+        ({'padding': (1,)}, r'padding \(1,\)'),
+        ({'bias': torch.zeros(3)}, r'bias has shape \(3,\); expected \(16,\)'),
+        ({'activation': 'relu'}, "'relu'; allowed are none, gelu, silu"),
+        ({'weight': torch.zeros(16, 2, 3, 3)}, 'kernel'),
+        ({'weight': torch.zeros(16, 1, 0, 3)}, 'kernel'),
+    ],
+)
+def test_what_does_not_fit(change, message):
+    arguments = {'weight': torch.randn(16, 1, 3, 3), 'bias': None, 'activation': 'none', 'padding': (1, 1)}
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        depthwise_at_once(torch.randn(1, 2, 8, 16), **{**arguments, **change})

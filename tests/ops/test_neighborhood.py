@@ -1,12 +1,24 @@
 """Neighbourhood attention against a loop over queries that follows the definition, in float64."""
 
+import math
 import sys
 import types
 
 import pytest
 import torch
 
-from visionssm.ops import attention_cpu, na_av, na_bias, na_qk, natten, rows, use_backend
+from visionssm.ops import (
+    attention_cpu,
+    available_backends,
+    na_av,
+    na_bias,
+    na_qk,
+    na_weights,
+    natten,
+    neighborhood,
+    rows,
+    use_backend,
+)
 from visionssm.ops.dispatch import TensorProblem, resolve
 
 # height, width, window, dilation: sides equal to window * dilation, classes of unequal length, windows of 1
@@ -74,6 +86,28 @@ def test_definition(height, width, window, dilation):
     weight = torch.randn_like(expected[1])
     grads = [torch.autograd.grad((y[1] * weight).sum(), args) for y in (got, expected)]
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
+
+
+@cases
+def test_weights(height, width, window, dilation, monkeypatch):
+    """In one pass where nobody could tell, and otherwise of the parts."""
+    q, k, _, table = (x.detach().float() for x in inputs(height, width, window))
+    expected = (na_qk(q, k, window, dilation) + na_bias(table, height, width, dilation)).softmax(-1)
+    torch.testing.assert_close(na_weights(q, k, table.requires_grad_(), dilation), expected)
+    called = []
+    monkeypatch.setattr(neighborhood, 'na_bias', lambda *args: called.append(args) or na_bias(*args))
+    with torch.no_grad():
+        torch.testing.assert_close(na_weights(q, k, table, dilation), expected, rtol=2e-6, atol=1e-7)
+        assert bool(called) == bool(available_backends(op='neighborhood')['cpu'])
+        with use_backend('neighborhood=torch'):
+            torch.testing.assert_close(na_weights(q, k, table, dilation), expected)
+        assert called
+        for bad in (math.inf, -math.inf, math.nan):
+            table.view(-1)[0] = bad
+            parts = (na_qk(q, k, window, dilation) + na_bias(table, height, width, dilation)).softmax(-1)
+            torch.testing.assert_close(na_weights(q, k, table, dilation), parts, equal_nan=True)
+        with pytest.raises(ValueError, match='the table is'):
+            na_weights(q, k, table[:1, :-2, :-2], dilation)
 
 
 @cases

@@ -463,11 +463,22 @@ def test_orders_are_where_the_tokens_are(name):
         selective_scan(**problem(L=4), **{name: torch.zeros(2, 4, dtype=torch.int32, device='meta')})
 
 
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_rates_that_are_almost_infinite(backend):
+    tensors = problem(L=4)
+    tensors['A'] = torch.full_like(tensors['A'], -2.5e38)
+    tensors['delta'] = torch.full_like(tensors['delta'], -120.0)
+    expected = selective_scan(**tensors, delta_softplus=True, backend='reference')
+    assert expected.isfinite().all()
+    assert_close('output', selective_scan(**tensors, delta_softplus=True, backend=backend), expected)
+
+
 @pytest.mark.parametrize('backend', [*BACKENDS, 'reference'])
 @pytest.mark.parametrize('name', ['order', 'param_order'])
-def test_positions_out_of_range_are_told_of_the_right_table(backend, name):
-    for position in (-1, 4):
-        table = torch.tensor([[0, 1, 2, position], [0, 1, 2, 3]])
+@pytest.mark.parametrize('dtype', [torch.int32, torch.int64], ids=str)
+def test_positions_out_of_range_are_told_of_the_right_table(backend, name, dtype):
+    for position in (-1, 4) if dtype == torch.int32 else (-1, 4, 1 + 2**32):
+        table = torch.tensor([[0, 1, 2, position], [0, 1, 2, 3]], dtype=dtype)
         with pytest.raises(ValueError, match=rf'^{name} visits tokens .*allowed are 0\.\.3'):
             selective_scan(**problem(L=4), **{name: table}, backend=backend)
 

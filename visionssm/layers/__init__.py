@@ -26,6 +26,8 @@ from .functional import (
     na_av,
     na_bias,
     na_qk,
+    na_weights,
+    scan_projected,
     scan_tokens,
 )
 from .mamba import STREAM_NORMS, MambaBlock, MambaMixer, StreamLayerNorm, StreamNorm, window_by_length
@@ -104,8 +106,10 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'na_weights',
     'resample_grid',
     'scale_and_shift',
+    'scan_projected',
     'scan_tokens',
     'split_projection',
     'split_projections',

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .convnorm import ConvNorm
 from .embed import Stem, channels_last, check_image_size, spread
-from .functional import FastLinears, Linear
+from .functional import FastLinears, Linear, activated_at_once
 from .mlp import Mlp
 
 
@@ -24,6 +24,10 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = activated_at_once(x, self, 'none', kind=DepthwiseConv)
+            if y is not None:
+                return y
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 

@@ -3,7 +3,6 @@
 `torch.fx` and timm's feature extraction record each call of an operator as one node.
 """
 
-import threading
 from collections.abc import Collection
 
 import torch
@@ -12,9 +11,19 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import Linear  # exactly torch's: what swaps, counts, prunes or quantises linear layers knows these
 from torch.nn.modules.module import _has_any_global_hook
-from torch.overrides import TorchFunctionMode
 
-from visionssm.ops import attention, depthwise_at_once, linear, na_av, na_bias, na_qk, scan_tokens
+from visionssm.ops import (
+    attention,
+    depthwise_at_once,
+    linear,
+    na_av,
+    na_bias,
+    na_qk,
+    na_weights,
+    replacing,
+    scan_projected,
+    scan_tokens,
+)
 from visionssm.ops.export import add_tokens as add_steps
 from visionssm.ops.export import wants_plain
 
@@ -29,6 +38,8 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'na_weights',
+    'scan_projected',
     'scan_tokens',
     'silu_once',
 ]
@@ -42,7 +53,7 @@ def add_tokens(x: Tensor, order: Tensor, y: Tensor) -> Tensor:
     return y.new_zeros(x.shape).index_add(1, order.t().flatten(), y.flatten(1, 2))
 
 
-for _name in ('add_tokens', 'linear', 'na_av', 'na_bias', 'na_qk', 'scan_tokens'):
+for _name in ('add_tokens', 'linear', 'na_av', 'na_bias', 'na_qk', 'na_weights', 'scan_projected', 'scan_tokens'):
     register_notrace_function(globals()[_name])
     torch.fx.wrap(_name)
 
@@ -52,20 +63,11 @@ def silu_once(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not (torch.is_grad_enabled() or torch.jit.is_tracing()))
 
 
-class _Products(TorchFunctionMode):
-    """`F.linear`, whoever calls it, is `visionssm.ops.linear`, which steps aside for all but plain tensors."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
-
-
-_PLAIN = (Tensor, nn.Parameter)  # not quantised, distributed, or of a tracer
-
-
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody has attached anything to the calls of `module`."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return 'forward' in module.__dict__ or any(hooks) or _has_any_global_hook()
+    changed = 'forward' in module.__dict__ or module._compiled_call_impl is not None
+    return changed or any(hooks) or _has_any_global_hook()
 
 
 def is_untouched(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
@@ -76,35 +78,78 @@ def is_untouched(module: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
     return all(
         type(part) in kinds
         and not is_hooked(part)
-        and all(x is None or type(x) in _PLAIN for x in part._parameters.values())
+        and all(x is None or type(x) in replacing.PLAIN for x in part._parameters.values())
         for part in module.modules()
     )
 
 
-def activated_at_once(x: Tensor, conv: nn.Conv2d, act: nn.Module) -> Tensor | None:
-    """A depthwise 3x3 convolution of a map (B, H, W, C) and its activation without calling them at inference.
+def activated_at_once(
+    x: Tensor, conv: nn.Conv2d, act: nn.Module | str, shortcut: bool = False, kind: type[nn.Conv2d] = nn.Conv2d
+) -> Tensor | None:
+    """A depthwise convolution of a map (B, H, W, C) and its activation without calling them at inference.
+
+    Args:
+        x: The map.
+        conv: The convolution.
+        act: The activation: a module, or none, gelu or silu.
+        shortcut: Add the map itself before the activation.
+        kind: The exact class that `conv` must have.
 
     Returns:
         (B, H, W, C); None where the modules must be called.
     """
-    if type(x) is not Tensor or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not _is_eager_inference():
         return None
-    activation = _ACTIVATIONS.get(type(act))
-    if activation is None or not (is_untouched(conv, _CONVOLUTIONS) and is_untouched(act, _ACTIVATIONS)):
-        return None
-    if activation == 'gelu' and act.approximate != 'none':
-        return None
-    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
-    if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 'zeros') or conv.groups != conv.in_channels:
-        return None
-    return depthwise_at_once(x, conv.weight, conv.bias, activation)
+    with replacing.paused():
+        if not is_untouched(conv, (kind,)):
+            return None
+        activation = act if isinstance(act, str) else _name_of(act)
+        if activation is None:
+            return None
+        if conv.groups != conv.in_channels or conv.stride != (1, 1) or conv.padding_mode != 'zeros':
+            return None
+        if any(2 * p != d * (k - 1) for k, p, d in zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)):
+            return None
+        return depthwise_at_once(x, conv.weight, conv.bias, activation, conv.padding, conv.dilation, False, shortcut)
 
 
-_CONVOLUTIONS = frozenset({nn.Conv2d})
+def _is_eager_inference() -> bool:
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _name_of(act: nn.Module) -> str | None:
+    if not is_untouched(act, _ACTIVATIONS) or (type(act) is nn.GELU and act.approximate != 'none'):
+        return None
+    return _ACTIVATIONS[type(act)]
+
+
+def causal_silu_at_once(x: Tensor, conv: nn.Conv1d, backwards: bool, kind: type[nn.Conv1d]) -> Tensor | None:
+    """SiLU of a depthwise convolution that looks at earlier tokens, or at later ones, without calling it at inference.
+
+    Args:
+        x: Tokens, (B, L, C).
+        conv: The convolution of (B, C, L), and nothing but its weights.
+        backwards: Whether it looks at later tokens, the nearest by its last tap.
+        kind: The exact class that `conv` must have.
+
+    Returns:
+        (B, L, C); None where the module must be called.
+    """
+    if type(x) is not Tensor or not _is_eager_inference():
+        return None
+    with replacing.paused():
+        if not is_untouched(conv, (kind,)):
+            return None
+        weight = conv.weight.unsqueeze(2)
+        zeros = 0 if backwards else weight.shape[3] - 1
+        y = depthwise_at_once(x.unsqueeze(1), weight, conv.bias, 'silu', (0, zeros), mirrored=backwards)
+        return None if y is None else y.squeeze(1)
+
+
 _ACTIVATIONS = {nn.Identity: 'none', nn.GELU: 'gelu', nn.SiLU: 'silu'}
-_inside = threading.local()
-# of a block's input, below which looking at every call costs more than the faster product saves
-_LEAST_ELEMENTS = 1 << 17
+# of a block's input, below which looking at every call costs more than faster products save: elements, and these times
+# the last axis, which is the work of a linear layer unless channels come first
+_LEAST_ELEMENTS, _LEAST_WORK = 1 << 17, 1 << 24
 
 
 class FastLinears(nn.Module):
@@ -121,14 +166,15 @@ class FastLinears(nn.Module):
             or x.dtype != torch.float32
             or x.device.type != 'cpu'
             or torch.jit.is_tracing()  # before a size is read, of which the tracer would warn
+            or x.ndim == 0
             or x.numel() < _LEAST_ELEMENTS
+            and x.numel() * x.shape[-1] < _LEAST_WORK
             or torch.compiler.is_compiling()
-            or getattr(_inside, 'on', False)
+            or replacing.is_on()
         ):
             return super().__call__(*args, **kwargs)
-        _inside.on = True
-        try:
-            with _Products():
-                return super().__call__(*args, **kwargs)
-        finally:
-            _inside.on = False
+        with replacing.Replacing(_FASTER):
+            return super().__call__(*args, **kwargs)
+
+
+_FASTER = {F.linear: linear}  # which steps aside for all but plain tensors

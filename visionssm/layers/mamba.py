@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
-from .functional import Linear, add_tokens, scan_tokens, silu_once
+from .functional import Linear, add_tokens, causal_silu_at_once, scan_projected, silu_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjector, at_least_fp32, decay_rates, init_A_log, init_dt_bias
 
-torch.fx.wrap('scan_tokens')
+torch.fx.wrap('scan_projected')
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('decay_rates')
 
@@ -115,6 +115,15 @@ class MambaDirection(StepProjector):
         init_dt_bias(self.dt_proj.bias)
         init_A_log(self.A_log)
 
+    def convolve(self, x: Tensor) -> Tensor:
+        """SiLU of the convolution of tokens (B, L, D) in the order of the walk."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if type(self.conv1d) is CausalConv1d:
+                y = causal_silu_at_once(x, self.conv1d, self.conv1d.backwards, CausalConv1d)
+                if y is not None:
+                    return y
+        return silu_once(self.conv1d(x.transpose(1, 2)).transpose(1, 2))
+
     def forward(self, x: Tensor, z: Tensor | None, order: Tensor, along_rows: bool, local_window: int) -> Tensor:
         """Convolve and scan.
 
@@ -129,14 +138,29 @@ class MambaDirection(StepProjector):
             (B, L, D).
         """
         walked = x if along_rows else x[:, order[0].long()]
-        u = silu_once(self.conv1d(walked.transpose(1, 2)).transpose(1, 2))
+        u = self.convolve(walked)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
-        delta, B, C = self.project_steps(dt).unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
+        dt, dt_proj, bias = self.steps_to_project(dt)
+        dt, B, C = dt.unsqueeze(2), B.unsqueeze(2), C.unsqueeze(2)
         A, D = decay_rates(self.A_log).unsqueeze(0), at_least_fp32(self.D).unsqueeze(0)
         if along_rows:
-            return scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, order=order, local_window=local_window)
+            return scan_projected(
+                u=u,
+                dt=dt,
+                dt_proj=dt_proj,
+                A=A,
+                B=B,
+                C=C,
+                D=D,
+                z=z,
+                delta_bias=bias,
+                order=order,
+                local_window=local_window,
+            )
         # tokens are in visiting order already; they go back to where they came from
-        steps = scan_tokens(u=u, delta=delta, A=A, B=B, C=C, D=D, merge=False, local_window=local_window)
+        steps = scan_projected(
+            u=u, dt=dt, dt_proj=dt_proj, A=A, B=B, C=C, D=D, delta_bias=bias, merge=False, local_window=local_window
+        )
         return add_tokens(x, order, steps)
 
 

@@ -34,11 +34,11 @@ class ImagewiseMlp(FastLinears):
         """Images per part; 0: all at once."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
             return 0
-        if type(x) is not Tensor or x.device.type != 'cpu' or not is_untouched(self, _KINDS):
+        if type(x) is not Tensor or x.device.type != 'cpu' or len(x) < 2:
             return 0
-        between = x[:1].numel() // x.shape[-1] * self.hidden  # per image
+        between = x[0].numel() // x.shape[-1] * self.hidden  # per image
         images = max(_MOST_ELEMENTS * torch.get_num_threads() // max(between, 1), 1)
-        return images if images < len(x) else 0
+        return images if images < len(x) and is_untouched(self, _KINDS) else 0
 
 
 class DepthwiseMlp(ImagewiseMlp):
@@ -65,8 +65,8 @@ class DepthwiseMlp(ImagewiseMlp):
 
     def convolve(self, x: Tensor) -> Tensor:
         """What is between the linear layers."""
-        if not (torch.jit.is_scripting() or self.residual):
-            y = activated_at_once(x, self.conv, self.act)
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = activated_at_once(x, self.conv, self.act, self.residual)
             if y is not None:
                 return y
         y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

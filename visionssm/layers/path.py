@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder, get_scan, scan_order, step_moves
 
-from .functional import Linear, add_tokens, scan_tokens, silu_once
+from .functional import Linear, activated_at_once, add_tokens, scan_tokens, silu_once
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjector, at_least_fp32, decay_rates, init_A_log
 
@@ -80,6 +80,14 @@ class PathScan(StepProjector, ScanningModule):
         self.num_directions = order.directions
         self.permutation, self.zeros = order.permutation, order.zeros
 
+    def convolve(self, x: Tensor) -> Tensor:
+        """SiLU of the convolution of (B, H, W, D)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = activated_at_once(x, self.conv, 'silu')
+            if y is not None:
+                return y
+        return silu_once(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
     def convolve_and_scan(self, x: Tensor, walk: Tensor, z: Tensor | None = None) -> Tensor:
         """Convolve and scan.
 
@@ -94,11 +102,11 @@ class PathScan(StepProjector, ScanningModule):
         _, height, width, _ = x.shape
         K, N = self.num_directions, self.d_state
         order = walk[0]
-        x = silu_once(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)
+        x = self.convolve(x).flatten(1, 2)
         if z is not None:
             z = z.flatten(1, 2)
         dt, B, C = self.x_proj(x).split([self.dt_rank, N, N], -1)
-        dt = self.project_steps(dt)
+        dt = self.project_steps(dt)  # once for all directions
         A, D = decay_rates(self.A_log).expand(K, -1, -1), at_least_fp32(self.D).expand(K, -1)
         step = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
         if not self.permutation:  # a walk longer than the grid goes through the parameters again

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-from .functional import Linear, is_hooked, linear, scan_tokens
+from visionssm.ops.transforms import is_unwatched
+
+from .functional import Linear, is_hooked, linear, scan_projected
 from .scanning import check_local_window
 
 torch.fx.wrap('linear')
-torch.fx.wrap('scan_tokens')
+torch.fx.wrap('scan_projected')
 
 
 @torch.fx.wrap
@@ -35,8 +37,10 @@ def decay_rates(A_log: Tensor) -> Tensor:
 def linear_without_autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer in the dtype of `weight`, whatever autocast says."""
     if not torch.jit.is_scripting() and x.device.type != 'meta':  # no autocast there
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(x.to(weight.dtype), weight, bias)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return linear(x.to(weight.dtype), weight, bias)
+        return linear(x.to(weight.dtype), weight, bias)
     return F.linear(x.to(weight.dtype), weight, bias)
 
 
@@ -87,8 +91,28 @@ class StepProjector(nn.Module):
                 if not isinstance(bias, Tensor) or bias.device != x.device:  # wrapped, or offloaded but while it runs
                     bias = call_without_autocast(self.dt_proj, x.new_zeros(1, x.shape[-1]), least=True)
                 return steps + (self.bias_count - 1) * at_least_fp32(bias)
-        bias = at_least_fp32(self.dt_proj.bias) * self.bias_count
+        bias = at_least_fp32(self.dt_proj.bias)
+        if self.bias_count != 1:
+            bias = bias * self.bias_count
         return linear_without_autocast(x, at_least_fp32(self.dt_proj.weight), bias)
+
+    def steps_to_project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the steps of a scan are made of, (..., R) or (..., D), by `scan_projected`, at inference in fp32.
+
+        Returns:
+            `x`, the weight (1, D, R) and the bias (1, D); elsewhere what `project_steps` gives, None and None.
+        """
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            if self._is_projected_by_the_scan(x):
+                bias = self.dt_proj.bias if self.bias_count == 1 else self.dt_proj.bias * self.bias_count
+                return x, self.dt_proj.weight.unsqueeze(0), bias.unsqueeze(0)
+        return self.project_steps(x), None, None
+
+    @torch.jit.ignore
+    def _is_projected_by_the_scan(self, x: Tensor) -> bool:
+        if type(x) is not Tensor or not is_unwatched(x, *self.dt_proj.parameters()) or is_called(self.dt_proj, x):
+            return False
+        return x.dtype == self.dt_proj.weight.dtype == torch.float32
 
 
 def init_dt_bias(bias: Tensor, dt_min: float = 1e-3, dt_max: float = 0.1, dt_init_floor: float = 1e-4) -> None:
@@ -109,23 +133,9 @@ def init_A_log(A_log: Tensor) -> None:
         A_log.copy_(torch.arange(1, A_log.shape[-1] + 1, device=A_log.device, dtype=torch.float32).log())
 
 
-def split_projection(projected: Tensor, dt_proj_weight: Tensor | None, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split what x_proj gives into delta, B and C, and widen delta.
-
-    Args:
-        projected: (B, L, K, R + 2 N), ordered [dt | B | C]; any strides that `torch.bmm` takes.
-        dt_proj_weight: (K, D, R), or None: the R values are the steps themselves (one per head).
-        d_state: N.
-
-    Returns:
-        delta (B, L, K, D) or (B, L, K, R), strided; B and C (B, L, K, N), views of `projected`.
-    """
+def split_projection(projected: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split what x_proj gives, (..., R + 2 N), into dt, B and C."""
     dt, B, C = projected.split([projected.shape[-1] - 2 * d_state, d_state, d_state], -1)
-    if dt_proj_weight is not None:
-        batch, length = projected.shape[0], projected.shape[1]
-        # one product for all directions; its (K, B L, D) is handed on as a view
-        dt = torch.bmm(dt.permute(2, 0, 1, 3).flatten(1, 2), dt_proj_weight.transpose(1, 2))
-        dt = dt.reshape(dt.shape[0], batch, length, dt.shape[-1]).permute(1, 2, 0, 3)
     return dt, B, C
 
 
@@ -144,8 +154,7 @@ class DirectionProjections(nn.Module):
 
     def forward(self, x: Tensor, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, L, D) to delta (B, L, D) or, without `dt_proj`, (B, L, R), and to B and C (B, L, N)."""
-        projected = self.x_proj(x)
-        dt, B, C = projected.split([projected.shape[-1] - 2 * d_state, d_state, d_state], -1)
+        dt, B, C = split_projection(self.x_proj(x), d_state)
         return self.dt_proj(dt), B, C
 
 
@@ -229,13 +238,18 @@ class SelectiveSSM(nn.Module):
             init_dt_bias(self.dt_proj_bias)
             init_A_log(self.A_log)
 
-    def project(self, x: Tensor, index: int = -1) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, L, D) to delta, B and C as `split_projection` gives them; `index` is that of `forward`."""
+    def project(self, x: Tensor, index: int = -1) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What steps, B and C are for tokens (B, L, D); `index` is that of `forward`.
+
+        Returns:
+            The steps of low rank, (B, L, K, R), B and C, (B, L, K, N), and what the former are to be multiplied by,
+            (K, D, R); or, and None then, the steps themselves: (B, L, K, D), or (B, L, K, R) of one per head.
+        """
         if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
             if self.directions is not None:
                 chosen = self.directions if index < 0 else self.directions[index : index + 1]
                 parts = [direction(x, self.d_state) for direction in chosen]
-                return tuple(torch.stack(part, 2) for part in zip(*parts, strict=True))
+                return *(torch.stack(part, 2) for part in zip(*parts, strict=True)), None
         x_proj, dt_proj = self.x_proj_weight, self.dt_proj_weight
         if index >= 0:
             x_proj = x_proj[index : index + 1]
@@ -243,7 +257,8 @@ class SelectiveSSM(nn.Module):
                 dt_proj = dt_proj[index : index + 1]
         projected = linear(x, x_proj.flatten(0, 1))
         projected = projected.reshape(x.shape[0], x.shape[1], x_proj.shape[0], x_proj.shape[1])
-        return split_projection(projected, dt_proj, self.d_state)
+        dt, B, C = split_projection(projected, self.d_state)
+        return dt, B, C, dt_proj
 
     @torch.jit.ignore
     def split_projections(self) -> None:
@@ -300,15 +315,19 @@ class SelectiveSSM(nn.Module):
         A_log, D, dt_bias = self.A_log, self.D, self.dt_proj_bias
         if index >= 0:
             A_log, D, dt_bias = A_log[index : index + 1], D[index : index + 1], dt_bias[index : index + 1]
-        delta, B, C = self.project(x, index)
-        return scan_tokens(
+        dt_bias = at_least_fp32(dt_bias)
+        if self.bias_count != 1:
+            dt_bias = dt_bias * self.bias_count
+        dt, B, C, dt_proj = self.project(x, index)
+        return scan_projected(
             u=x,
-            delta=delta,
+            dt=dt,
+            dt_proj=dt_proj,
             A=decay_rates(A_log),
             B=B,
             C=C,
             D=at_least_fp32(D),
-            delta_bias=at_least_fp32(dt_bias) * self.bias_count,
+            delta_bias=dt_bias,
             order=order,
             merge=not per_step,
             per_step=per_step,

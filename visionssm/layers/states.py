@@ -7,14 +7,14 @@ from torch import Tensor
 from visionssm.scans import ScanOrder, scan_order
 
 from .conv import DepthwiseConv
-from .functional import scan_tokens
+from .functional import scan_projected
 from .scanning import ScanningModule
 from .ssm import SelectiveSSM, at_least_fp32, decay_rates
 
 torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('decay_rates')
 torch.fx.wrap('scan_order')
-torch.fx.wrap('scan_tokens')
+torch.fx.wrap('scan_projected')
 
 
 class StateSSM(SelectiveSSM):
@@ -30,10 +30,11 @@ class StateSSM(SelectiveSSM):
         Returns:
             States, (B, L, K, D); C, (B, L, K, 1); what the skips of all directions add, (B, L, D).
         """
-        delta, B, C = self.project(x)
-        states = scan_tokens(
+        dt, B, C, dt_proj = self.project(x)
+        states = scan_projected(
             u=x,
-            delta=delta,
+            dt=dt,
+            dt_proj=dt_proj,
             A=decay_rates(self.A_log),
             B=B,
             C=torch.ones_like(B),

@@ -48,8 +48,7 @@ from visionssm.layers import (
     is_called,
     linear_without_autocast,
     na_av,
-    na_bias,
-    na_qk,
+    na_weights,
     spread,
 )
 from visionssm.ops.export import wants_plain
@@ -66,8 +65,7 @@ torch.fx.wrap('at_least_fp32')
 torch.fx.wrap('check_image_size')
 torch.fx.wrap('linear_without_autocast')
 torch.fx.wrap('na_av')
-torch.fx.wrap('na_bias')
-torch.fx.wrap('na_qk')
+torch.fx.wrap('na_weights')
 
 
 @torch.fx.wrap
@@ -86,23 +84,25 @@ def widest_dilation(side: int, window: int) -> int:
 def rotary_embedding(height: int, width: int, dim: int, like: Tensor) -> Tensor:
     """Sines and cosines of the positions of a map for heads of `dim` channels, (H, W, 1, 2 dim), fp32.
 
-    The first half of the channels turns with the row, the second with the column.
+    The first half of the channels turns with the row, the second with the column. Sines carry the sign of their
+    channel: minus in the first one of a pair.
     """
     exponent = torch.linspace(0.0, 1.0, dim // 4, device=like.device, dtype=torch.float32)
     angle = (1.0 / torch.pow(10000.0, exponent)).repeat_interleave(2)
     rows = torch.arange(height, device=like.device).unsqueeze(1) * angle
     columns = torch.arange(width, device=like.device).unsqueeze(1) * angle
     phase = torch.cat([rows.unsqueeze(1).expand(-1, width, -1), columns.unsqueeze(0).expand(height, -1, -1)], -1)
-    return torch.cat([phase.sin(), phase.cos()], -1).unsqueeze(2)
+    signs = (2.0 * torch.arange(2, device=like.device, dtype=torch.float32) - 1.0).repeat(dim // 2)
+    return torch.cat([phase.sin() * signs, phase.cos()], -1).unsqueeze(2)
 
 
 @torch.fx.wrap
 @register_notrace_function
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn neighbouring pairs of channels of (B, H, W, heads, C)."""
+    """Turn neighbouring pairs of channels of (B, H, W, heads, C) by what `rotary_embedding` gives."""
     sine, cosine = rope.chunk(2, -1)
-    turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-    return (x * cosine + turned * sine).to(x.dtype)
+    swapped = x.unflatten(-1, (x.shape[-1] // 2, 2)).flip(-1).flatten(-2)
+    return (x * cosine + swapped * sine).to(x.dtype)
 
 
 class LinearNormAct(FastLinears):
@@ -367,11 +367,9 @@ class A2Mixer(FastLinears):
         v1, v2 = v.permute(0, 3, 1, 2, 4).chunk(2, 1)
         (q1, q2), (k1, k2) = q.chunk(2, 1), k.chunk(2, 1)
 
-        near = na_qk(q1, k1, window, [1, 1]) + na_bias(self.rpb, height, width, [1, 1])
-        near = near.softmax(-1)
+        near = na_weights(q1, k1, self.rpb, [1, 1])
         y1 = na_av(near, v1, window, [1, 1])
-        far = na_qk(q2, k2, window, dilation) + na_bias(self.rpb, height, width, dilation)
-        far = far.softmax(-1)
+        far = na_weights(q2, k2, self.rpb, dilation)
         y2 = na_av(far, y1 + v2, window, dilation)
 
         y = self.mix(torch.cat([y1, y2], 1), q, k, near, far, dilation)

@@ -37,7 +37,7 @@ from visionssm.layers import (
     check_image_size,
     decay_rates,
     is_untouched,
-    scan_tokens,
+    scan_projected,
     split_projection,
 )
 from visionssm.ops import depthwise_at_once
@@ -166,18 +166,18 @@ def _mix_at_once(x: Tensor, groups: Sequence[SS2D]) -> Tensor:
     u, conv = u.reshape(x.shape), first.conv
     weight, bias = (joined(getattr(group.conv, name) for group in groups) for name in ('weight', 'bias'))
     keeps_size = conv.stride == conv.padding == conv.dilation == (1, 1)
-    activated = depthwise_at_once(u, weight, bias, 'silu') if keeps_size else None
+    activated = depthwise_at_once(u, weight, bias, 'silu', (1, 1)) if keeps_size else None
     if activated is None:
         u = F.conv2d(u.permute(0, 3, 1, 2), weight, bias, 1, conv.padding, conv.dilation, K * conv.groups)
         activated = F.silu(u).permute(0, 2, 3, 1)
     u = activated.flatten(1, 2)
     order = scan_order(first.scan, height, width, u)
     u = grouped(F.pad(u, [0, 0, 0, 1]) if first.zeros else u)
-    projected = product(u, [ssm.x_proj_weight[0] for ssm in ssms])
-    delta, B, C = split_projection(projected, joined(ssm.dt_proj_weight for ssm in ssms), first.ssm.d_state)
-    y = scan_tokens(
+    dt, B, C = split_projection(product(u, [ssm.x_proj_weight[0] for ssm in ssms]), first.ssm.d_state)
+    y = scan_projected(
         u=u,
-        delta=delta,
+        dt=dt,
+        dt_proj=joined(ssm.dt_proj_weight for ssm in ssms),
         A=decay_rates(joined(ssm.A_log for ssm in ssms)),
         B=B,
         C=C,

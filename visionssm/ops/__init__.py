@@ -3,10 +3,10 @@
 from . import flops  # noqa: F401  tells torch what the operators count as
 from .dispatch import BackendUnavailableError, available_backends, use_backend
 from .mamba import selective_scan_fn
-from .neighborhood import na_av, na_bias, na_qk
+from .neighborhood import na_av, na_bias, na_qk, na_weights
 from .products import attention, depthwise_at_once, linear
 from .reference import selective_scan_ref
-from .selective_scan import scan_tokens, selective_scan
+from .selective_scan import scan_projected, scan_tokens, selective_scan
 
 __all__ = [
     'BackendUnavailableError',
@@ -17,6 +17,8 @@ __all__ = [
     'na_av',
     'na_bias',
     'na_qk',
+    'na_weights',
+    'scan_projected',
     'scan_tokens',
     'selective_scan',
     'selective_scan_fn',

@@ -21,7 +21,7 @@ _PRODUCTS_PER_THREAD = 1 << 18  # fewer take less time than waking another threa
 class Attention(ctypes.Structure):
     """`struct Attention` of the C++ source, field by field."""
 
-    _fields_ = cpu.fields(_INTS, 'first second', _STRIDES, 'out gomp_parallel')
+    _fields_ = cpu.fields(_INTS, 'first second', _STRIDES, 'out bias gomp_parallel')
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +36,9 @@ def refuse(problem: TensorProblem) -> str:
     return cpu.refuse(problem)
 
 
-def _run(name: str, first: Tensor, second: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
+def _run(
+    name: str, first: Tensor, second: Tensor, window: int, dilation: Sequence[int], bias: Tensor | None = None
+) -> Tensor:
     batch, heads, height, width, channels = second.shape
     for length, step in zip((height, width), dilation, strict=True):
         neighbors(length, window, step, torch.device('cpu'))  # raises where there are too few positions
@@ -47,7 +49,7 @@ def _run(name: str, first: Tensor, second: Tensor, window: int, dilation: Sequen
     call = Attention(
         batch, heads, height, width, channels, window, *dilation, cpu.DTYPES[second.dtype], threads,
         first.data_ptr(), second.data_ptr(), *first.stride()[:4], *second.stride()[:4],
-        out.data_ptr(), cpu.gomp_parallel(),
+        out.data_ptr(), None if bias is None else bias.data_ptr(), cpu.gomp_parallel(),
     )  # fmt: skip
     if getattr(_library(), f'visionssm_{name}')(ctypes.byref(call)):
         raise MemoryError('neighbourhood attention could not get its working memory')
@@ -57,6 +59,11 @@ def _run(name: str, first: Tensor, second: Tensor, window: int, dilation: Sequen
 def na_qk(q: Tensor, k: Tensor, window: int, dilation: Sequence[int]) -> Tensor:
     """As the operator."""
     return _run('na_qk', q, k, window, dilation)
+
+
+def na_weights(q: Tensor, k: Tensor, table: Tensor, dilation: Sequence[int]) -> Tensor:
+    """Softmax of `na_qk` with the bias of `table`, (heads, 2 K - 1, 2 K - 1); all of it fp32."""
+    return _run('na_qk', q, k, (table.shape[1] + 1) // 2, dilation, table.contiguous())
 
 
 def na_av(attn: Tensor, v: Tensor, window: int, dilation: Sequence[int]) -> Tensor:

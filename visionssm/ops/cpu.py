@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import chunked, prebuilt
 from .dispatch import ScanProblem, Temporary
-from .inputs import ScanInputs
+from .inputs import ScanInputs, check_positions, projected_steps
 
 _SOURCES = ('selective_scan.cpp', 'neighborhood.cpp', 'depthwise.cpp')  # one after the other
 _FLAGS = ('-std=c++17', '-O3', '-ffp-contract=fast', '-fno-math-errno', '-fPIC', '-shared', '-pthread')
@@ -37,6 +37,8 @@ _PATIENCE_SECONDS = 60  # after which waiting for the compiler is told, again an
 _COMPILE_SECONDS = 3600  # a loaded machine takes minutes; after this the compiler hangs
 _AGAIN_SECONDS = 60  # at least, before a compiler that was interrupted is tried again
 _SHELL_KILLED = (130, 137, 143)  # how a compiler's own driver says that a signal ended it
+PROJECTS_STEPS = True  # forward takes steps of low rank and what to multiply them by
+CHECKS_POSITIONS = True  # forward checks orders itself
 KEEPS_STARTS = True  # the states before every chunk of steps, from the forward pass for the backward one
 _UPDATES_PER_THREAD = 1 << 15  # fewer state updates take less time than waking another thread
 
@@ -53,8 +55,8 @@ class InterruptedCompileError(CompileError):
 
 
 _INTS = 'batch length steps dirs channels states scalar_decay softplus mode window dtype delta_dtype u_per_dir threads'
-_INTS += ' groups chunk du_dtype ddelta_dtype'
-_INPUTS = 'u delta z A B C D bias order param_order'
+_INTS += ' groups chunk du_dtype ddelta_dtype rank'
+_INPUTS = 'u delta z A B C D bias projection order param_order'
 _STRIDES = 'u_b u_l u_k delta_b delta_l delta_k B_b B_l B_k C_b C_l C_k z_b z_l'
 _OUTPUTS = 'out last_state starts gout gstate du ddelta dA dB dC dD dz dbias gomp_parallel'
 
@@ -214,7 +216,7 @@ def library() -> ctypes.CDLL:
         raise CompileError(str(error)) from error
     except OSError as error:
         raise CompileError(f'{path} cannot be loaded: {error}') from error
-    bind(lib, Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
+    bind(lib, Scan, 'scan_size', 'scan_check', 'scan_forward', 'scan_backward', 'scan_writes_once')
     return lib
 
 
@@ -234,10 +236,12 @@ def bind(lib: ctypes.CDLL, structure: type[ctypes.Structure], size: str, *functi
     Raises:
         CompileError: If the library has another layout of it, by its function `size`.
     """
-    for name in functions:
-        function = getattr(lib, f'visionssm_{name}')
+    try:
+        found, ask = [getattr(lib, f'visionssm_{name}') for name in functions], getattr(lib, f'visionssm_{size}')
+    except AttributeError as error:
+        raise CompileError(f'{lib._name} is of another version: {error}') from error
+    for function in found:
         function.argtypes, function.restype = [ctypes.POINTER(structure)], ctypes.c_int
-    ask = getattr(lib, f'visionssm_{size}')
     ask.restype = ctypes.c_int64
     if ask() != ctypes.sizeof(structure):
         raise CompileError(f'{lib._name} has another struct layout than this Python: {ask()} bytes')
@@ -293,45 +297,66 @@ def _rows(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _order(order: Tensor | None) -> Tensor | None:
-    return None if order is None else order.to(torch.int32).contiguous()
+def _order(name: str, inputs: ScanInputs) -> Tensor | None:
+    order = getattr(inputs, name)
+    if order is None:
+        return None
+    if order.dtype != torch.int32:  # the cast to it would truncate
+        check_positions(name, order, inputs.u.shape[1])
+    return order.to(torch.int32).contiguous()
 
 
 def _params(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float().contiguous()
 
 
+_NOT_FINITE, _STRAYS = 1, 2  # of visionssm_scan_check
+
+
 class _Call:
-    """A filled `struct Scan` and the tensors that it points to, which must outlive the call."""
+    """A filled `struct Scan` and the tensors that it points to, which must outlive the call.
 
-    def __init__(self, inputs: ScanInputs) -> None:
-        delta = inputs.delta
-        self.keep: list[Tensor] = []
-        self.scan = scan = Scan()
-        scan.batch, scan.length, scan.dirs, scan.channels = delta.shape
-        scan.steps, scan.states = inputs.steps, inputs.B.shape[-1]
-        scan.scalar_decay = int(inputs.A.shape[-1] == 1 and scan.states > 1)
-        scan.softplus, scan.mode, scan.window = int(inputs.delta_softplus), inputs.mode, inputs.local_window
-        scan.u_per_dir, scan.chunk = int(inputs.u.ndim == 4), inputs.chunk
-        updates = scan.batch * scan.steps * scan.dirs * scan.channels * scan.states
-        scan.threads = max(1, min(torch.get_num_threads(), updates // _UPDATES_PER_THREAD))
-        scan.gomp_parallel = gomp_parallel()
+    Args:
+        inputs: The scan.
+        projection: What the last axis of `delta`, (B, L, K, R), is multiplied by: (K, D, R), all of it fp32; None: it
+            is (B, L, K, D).
 
-        u = self.point('u', _rows(inputs.u, (inputs.u.dtype,)))
-        delta = self.point('delta', _rows(delta, (torch.float32, u.dtype)))
-        B, C = (self.point(name, _rows(getattr(inputs, name), (torch.float32,))) for name in 'BC')
-        scan.dtype, scan.delta_dtype = DTYPES[u.dtype], DTYPES[delta.dtype]
-        scan.u_b, scan.u_l, scan.u_k = u.stride(0), u.stride(1), u.stride(2) if u.ndim == 4 else 0
-        for name, x in (('delta', delta), ('B', B), ('C', C)):
-            for axis, stride in zip('blk', x.stride()[:3], strict=True):
-                setattr(scan, f'{name}_{axis}', stride)
-        if inputs.z is not None:
-            z = self.point('z', _rows(inputs.z.to(u.dtype), (u.dtype,)))
-            scan.z_b, scan.z_l = z.stride(0), z.stride(1)
-        for name, x in (('A', inputs.A), ('D', inputs.D), ('bias', inputs.delta_bias)):
-            self.point(name, _params(x))
-        self.point('order', _order(inputs.order))
-        self.point('param_order', _order(inputs.param_order))
+    Raises:
+        ValueError: If an order visits what is not there.
+    """
+
+    def __init__(self, inputs: ScanInputs, projection: Tensor | None = None) -> None:
+        dtype, A = inputs.u.dtype, _params(inputs.A)
+        u, delta = _rows(inputs.u, (dtype,)), _rows(inputs.delta, (torch.float32, dtype))
+        B, C = _rows(inputs.B, (torch.float32,)), _rows(inputs.C, (torch.float32,))
+        z = None if inputs.z is None else _rows(inputs.z.to(dtype), (dtype,))
+        D, bias, projection = _params(inputs.D), _params(inputs.delta_bias), _params(projection)
+        order, param_order = _order('order', inputs), _order('param_order', inputs)
+        (batch, length, directions), channels = delta.shape[:3], u.shape[-1]
+        steps, states = inputs.steps, B.shape[-1]
+        threads = batch * steps * directions * channels * states // _UPDATES_PER_THREAD
+        self.keep: list[Tensor | None] = [u, delta, z, A, B, C, D, bias, projection, order, param_order]
+        self.scan = Scan(
+            batch, length, steps, directions, channels, states, A.shape[-1] == 1 and states > 1, inputs.delta_softplus,
+            inputs.mode, inputs.local_window, DTYPES[dtype], DTYPES[delta.dtype], u.ndim == 4,
+            max(1, min(torch.get_num_threads(), threads)), 0, inputs.chunk, 0, 0,
+            0 if projection is None else projection.shape[-1],
+            *[None if x is None else x.data_ptr() for x in self.keep],
+            u.stride(0), u.stride(1), u.stride(2) if u.ndim == 4 else 0,
+            *delta.stride()[:3], *B.stride()[:3], *C.stride()[:3], *((0, 0) if z is None else z.stride()[:2]),
+            gomp_parallel=gomp_parallel(),
+        )  # fmt: skip
+        found = library().visionssm_scan_check(ctypes.byref(self.scan))
+        if found & _STRAYS:
+            check_positions('order', inputs.order, length)
+            check_positions('param_order', inputs.param_order, length)
+        self.has_infinite_rates = bool(found & _NOT_FINITE)
+
+    def steers_beyond(self, inputs: ScanInputs) -> bool:
+        """Whether decays are not finite: the exponential of the kernel is for finite ones, and for softplus's steps."""
+        if self.has_infinite_rates or inputs.delta_softplus:
+            return self.has_infinite_rates
+        return not inputs.delta.sum(dtype=torch.float32).isfinite()
 
     def point(self, name: str, x: Tensor | None) -> Tensor | None:
         if x is not None:
@@ -344,24 +369,23 @@ class _Call:
             raise MemoryError('the scan kernel could not get its working memory')
 
 
-def _steers_beyond(inputs: ScanInputs) -> bool:
-    """Whether decays are not finite: the exponential of the kernel is for finite ones, and for steps by softplus."""
-    steering = [inputs.A, inputs.delta_bias, None if inputs.delta_softplus else inputs.delta]
-    return not all(x is None or x.sum(dtype=torch.float32).isfinite() for x in steering)
-
-
 def _with_exact_gate(inputs: ScanInputs) -> ScanInputs:
     """Tokens in fp32 where the gate has another dtype: the kernel reads both in one."""
     same = inputs.z is None or inputs.z.dtype == inputs.u.dtype
     return inputs if same else inputs._replace(u=inputs.u.float())
 
 
-def forward(inputs: ScanInputs) -> tuple[Tensor, ...]:
-    """Output in the dtype of `u`, the last state, and the states before every chunk unless a decay is not finite."""
-    if _steers_beyond(inputs):
-        return chunked.forward(inputs)
-    dtype, inputs = inputs.u.dtype, _with_exact_gate(inputs)
-    call = _Call(inputs)
+def forward(inputs: ScanInputs, projection: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Output in the dtype of `u`, the last state, and the states before every chunk unless a decay is not finite.
+
+    `projection` is that of `_Call`, with softplus.
+    """
+    given, inputs = inputs, _with_exact_gate(inputs)
+    call = _Call(inputs, projection)
+    if call.steers_beyond(inputs):
+        if projection is not None:
+            given = given._replace(delta=projected_steps(given.delta, projection))
+        return chunked.forward(given)
     out = call.point('out', inputs.u.new_empty(inputs.out_shape))
     state = inputs.u.new_empty(inputs.state_shape, dtype=torch.float32)
     if inputs.return_last_state:
@@ -370,7 +394,7 @@ def forward(inputs: ScanInputs) -> tuple[Tensor, ...]:
     if inputs.keep_starts:
         call.point('starts', starts)
     call.run(library().visionssm_scan_forward)
-    return out.to(dtype), state, starts
+    return out.to(given.u.dtype), state, starts
 
 
 def backward(
@@ -381,13 +405,13 @@ def backward(
     `starts` are the states before every chunk, from `forward`; without them it runs again.
     """
     given, inputs = inputs, _with_exact_gate(inputs)
+    call = _Call(inputs)
     if starts is None:
-        if _steers_beyond(inputs):
+        if call.steers_beyond(inputs):
             return chunked.backward(grads, given)
         starts = forward(inputs._replace(keep_starts=True))[2]
     u, delta, A, B, C, D, z, delta_bias = inputs.tensors
     grad_out, grad_state = grads
-    call = _Call(inputs)
     batch, _, directions, channels = delta.shape
     call.point('starts', starts)
     call.point('gout', grad_out.to(u.dtype).contiguous())

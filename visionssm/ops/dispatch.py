@@ -3,7 +3,9 @@
 A backend is a module, and one line of `BACKENDS`. What the module offers depends on the op:
 
     scan            forward(inputs) -> (output, last state) and backward(grads, inputs) -> one gradient per tensor;
-                    if `KEEPS_STARTS`, forward may return the states before every chunk, too, and backward takes them
+                    if `KEEPS_STARTS`, forward may return the states before every chunk, too, and backward takes them;
+                    if `CHECKS_POSITIONS`, forward raises at orders that visit what is not there;
+                    if `PROJECTS_STEPS`, it takes steps of low rank and what they are to be multiplied by
     neighborhood    na_qk, na_av and na_av_transposed, as the operators of those names in `neighborhood.py`
     linear          linear(x, weight, bias)
 

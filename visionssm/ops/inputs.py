@@ -13,6 +13,26 @@ from .dispatch import ScanProblem
 MERGED, PER_DIRECTION, PER_STEP = 0, 1, 2  # what a scan returns: (B, L, D), (B, L, K, D), (B, T, K, D)
 
 
+def check_positions(name: str, table: Tensor | None, length: int) -> None:
+    """Reject positions outside [0, length) before a kernel reads there. On a GPU this would wait for the device.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if table is not None and table.device.type == 'cpu' and table.numel():
+        low, high = table.aminmax()
+        if low < 0 or high >= length:
+            raise ValueError(f'{name} visits tokens {int(low)}..{int(high)}; allowed are 0..{length - 1}')
+
+
+def projected_steps(dt: Tensor, projection: Tensor) -> Tensor:
+    """Time steps of low rank, (B, L, K, R), times (K, D, R): (B, L, K, D), strided."""
+    batch, length = dt.shape[0], dt.shape[1]
+    # one product for all directions; its (K, B L, D) is handed on as a view
+    wide = torch.bmm(dt.permute(2, 0, 1, 3).flatten(1, 2), projection.transpose(1, 2))
+    return wide.reshape(wide.shape[0], batch, length, wide.shape[-1]).permute(1, 2, 0, 3)
+
+
 def limited_rates(A: Tensor) -> Tensor:
     """Decay rates: at -inf the state is forgotten in one step and nothing depends on the rate; at +inf is no limit."""
     return A.nan_to_num(nan=math.nan, posinf=math.nan, neginf=max(-1e30, torch.finfo(A.dtype).min))
@@ -75,6 +95,11 @@ class ScanInputs(NamedTuple):
         return self[:8]
 
     @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """B, L, K, D."""
+        return (*self.delta.shape[:3], self.u.shape[-1])
+
+    @property
     def steps(self) -> int:
         """T."""
         return self.delta.shape[1] if self.order is None else self.order.shape[1]
@@ -87,7 +112,7 @@ class ScanInputs(NamedTuple):
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the output."""
-        batch, length, directions, channels = self.delta.shape
+        batch, length, directions, channels = self.sizes
         if self.mode == MERGED:
             return batch, length, channels
         return batch, self.steps if self.mode == PER_STEP else length, directions, channels
@@ -95,7 +120,7 @@ class ScanInputs(NamedTuple):
     @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of the last state; (0,) if it is not wanted."""
-        batch, _, directions, channels = self.delta.shape
+        batch, _, directions, channels = self.sizes
         return (batch, directions, channels, self.B.shape[-1]) if self.return_last_state else (0,)
 
     @property
@@ -108,7 +133,7 @@ class ScanInputs(NamedTuple):
     @property
     def starts_shape(self) -> tuple[int, ...]:
         """Shape of the states before every chunk, (B, K, chunks, N, D); (0,) if they are not wanted."""
-        batch, _, directions, channels = self.delta.shape
+        batch, _, directions, channels = self.sizes
         if not self.keep_starts:
             return (0,)
         return batch, directions, -(-self.steps // self.chunk), self.B.shape[-1], channels

@@ -9,7 +9,8 @@ extern "C" struct Attention {  // every field is 8 bytes wide; `attention_cpu.py
   // (B, heads, H, W, C) or, weights, (B, heads, H, W, K * K); strides in elements, the last one is 1
   const void *first, *second;
   int64_t first_b, first_h, first_y, first_x, second_b, second_h, second_y, second_x;
-  void *out;  // contiguous
+  void *out;          // contiguous
+  const float *bias;  // of na_qk: by key position minus query position, (heads, 2 K - 1, 2 K - 1), and logits become weights
   void *gomp_parallel;
 };
 
@@ -17,14 +18,16 @@ extern "C" struct Attention {  // every field is 8 bytes wide; `attention_cpu.py
 struct Axis {
   std::vector<int64_t> place, start;  // of a position; of its first key, in that order
   std::vector<int64_t> start_at;      // the latter by place, which only rises
+  std::vector<int64_t> shift;         // of a position: of the bias of its first key
 
-  Axis(int64_t length, int64_t window, int64_t dilation) : place(length), start(length), start_at(length) {
+  Axis(int64_t length, int64_t window, int64_t dilation) : place(length), start(length), start_at(length), shift(length) {
     int64_t offset = 0;
     for (int64_t residue = 0; residue < dilation; residue++) {
       const int64_t members = (length - residue + dilation - 1) / dilation;
       for (int64_t p = 0; p < members; p++) {
         const int64_t first = std::min(std::max<int64_t>(p - window / 2, 0), members - window);
         place[residue + p * dilation] = offset + p;
+        shift[residue + p * dilation] = first - p + window - 1;
         start[residue + p * dilation] = start_at[offset + p] = offset + first;
       }
       offset += members;
@@ -105,6 +108,39 @@ INLINE void query_products(const float *queries, int64_t query_stride, const flo
   }
 }
 
+// Logits (K, K) and their biases, rows of which are 2 K - 1 apart, to the softmax of their sum, in place.
+INLINE void to_weights(float *logits, const float *bias, int64_t K) {
+  for (int64_t row = 0; row < K; row++)
+    for (int64_t i = 0; i < K; i += W) {
+      const int64_t n = std::min<int64_t>(W, K - i);
+      float *at = logits + row * K + i;
+      store_part(at, load_part(at, n) + load_part(bias + row * (2 * K - 1) + i, n), n);
+    }
+  const int64_t count = K * K, whole = count / W * W;
+  float most = -INFINITY, sum = 0.0f;
+  vf mosts = splat(most), sums{};
+  for (int64_t i = 0; i < whole; i += W) {
+    const vf x = load(logits + i);
+    mosts = x > mosts ? x : mosts;
+  }
+  for (int64_t i = whole; i < count; i++) most = std::max(most, logits[i]);
+  for (int i = 0; i < W; i++) most = std::max(most, mosts[i]);
+  for (int64_t i = 0; i < count; i += W) {
+    const int64_t n = std::min<int64_t>(W, count - i);
+    const vf e = exp2v((load_part(logits + i, n) - most) * LOG2E);
+    store_part(logits + i, e, n);
+    if (n == W)
+      sums += e;
+    else
+      for (int64_t j = 0; j < n; j++) sum += e[j];
+  }
+  for (int i = 0; i < W; i++) sum += sums[i];
+  for (int64_t i = 0; i < count; i += W) {
+    const int64_t n = std::min<int64_t>(W, count - i);
+    store_part(logits + i, load_part(logits + i, n) * (1.0f / sum), n);
+  }
+}
+
 static size_t scratch_qk(const Attention &a) {
   return a.height * a.channels * (a.width + 2 * W) + a.width * (a.channels + a.window * a.window) + 64;
 }
@@ -160,7 +196,8 @@ static void attention_qk(const AttentionJob &job, int64_t b, int64_t h, int64_t 
     });
     for (int64_t x = 0; x < a.width; x++) {
       const int64_t at = (((b * a.heads + h) * a.height + y) * a.width + x) * K * K;
-      const float *from = logits + columns.place[x] * K * K;
+      float *from = logits + columns.place[x] * K * K;
+      if (a.bias) to_weights(from, a.bias + (h * (2 * K - 1) + rows.shift[y]) * (2 * K - 1) + columns.shift[x], K);
       for (int64_t i = 0; i < K * K; i += W) {
         const int64_t n = std::min<int64_t>(W, K * K - i);
         store_any(a.out, at + i, load_part(from + i, n), a.dtype, n);

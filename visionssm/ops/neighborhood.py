@@ -18,10 +18,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import replacing
 from .dispatch import TensorProblem, requested_backend, resolve
 from .export import wants_plain
 from .rows import na_av_by_formula, na_qk_by_formula, neighbors, neighbors_by_formula
-from .transforms import differentiable, in_front
+from .transforms import differentiable, in_front, is_unwatched, run
 
 
 def na_qk(q: Tensor, k: Tensor, window: int, dilation: list[int], backend: str | None = None) -> Tensor:
@@ -44,9 +45,40 @@ def na_qk(q: Tensor, k: Tensor, window: int, dilation: list[int], backend: str |
     if not torch.jit.is_scripting():
         if wants_plain():
             return na_qk_by_formula(q, k, window, dilation)
-        _check_kinds(q, k)
-        return _na_qk(q, k, window, dilation, _asked(backend))
+        with replacing.paused(q, k):
+            _check_kinds(q, k)
+            return _na_qk(q, k, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_qk(q, k, window, dilation)
+
+
+def na_weights(q: Tensor, k: Tensor, table: Tensor, dilation: list[int]) -> Tensor:
+    """Softmax of `na_qk` with the bias of `na_bias`, in one pass at inference on a CPU.
+
+    Args:
+        q: Queries, scaled, (B, heads, H, W, C), any strides.
+        k: Keys, (B, heads, H, W, C), dtype of `q`.
+        table: Bias by key position minus query position, in steps of the dilation, (heads, 2 K - 1, 2 K - 1).
+        dilation: Distance between neighbouring keys along H and W.
+
+    Returns:
+        (B, heads, H, W, K * K).
+
+    Raises:
+        ValueError: As `na_qk`.
+        BackendUnavailableError: As `na_qk`.
+    """
+    window = (table.shape[1] + 1) // 2
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        with replacing.paused(q, k, table):
+            if is_unwatched(q, k, table) and q.dtype == k.dtype == table.dtype == torch.float32:
+                _check(q, k, q.shape[-1])
+                if table.shape != (q.shape[1], 2 * window - 1, 2 * window - 1):
+                    raise ValueError(f'the table is {tuple(table.shape)}, and q {tuple(q.shape)}')
+                module = _module(q, '')
+                if hasattr(module, 'na_weights'):
+                    return run('na_weights', module.na_weights, q, k, table, dilation)
+    logits = na_qk(q, k, window, dilation) + na_bias(table, q.shape[2], q.shape[3], dilation)
+    return logits.softmax(-1)
 
 
 def na_av(attn: Tensor, v: Tensor, window: int, dilation: list[int], backend: str | None = None) -> Tensor:
@@ -70,8 +102,9 @@ def na_av(attn: Tensor, v: Tensor, window: int, dilation: list[int], backend: st
     if not torch.jit.is_scripting():
         if wants_plain():
             return na_av_by_formula(attn, v, window, dilation)
-        _check_kinds(attn, v)
-        return _na_av(attn, v, window, dilation, _asked(backend))
+        with replacing.paused(attn, v):
+            _check_kinds(attn, v)
+            return _na_av(attn, v, window, dilation, _asked(backend))
     return torch.ops.visionssm.na_av(attn, v, window, dilation)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from functools import lru_cache
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from . import onednn
+from . import onednn, replacing
 from .dispatch import TensorProblem, requested_backend, resolve
-from .transforms import differentiable, transformed
+from .transforms import differentiable, is_unwatched, run, transformed
 
 _LEAST_WORK = 1 << 21  # multiply-adds below which another product than torch's own costs more than it saves
 
@@ -35,14 +37,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         BackendUnavailableError: If a backend was asked for by `use_backend` or the environment and cannot be used.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
-        if _other_serves(x, weight):
-            return _linear(x, weight, bias)
+        with replacing.paused(x, weight, bias):
+            if _other_serves(x, weight):
+                return _linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _other_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `x` and `weight` are for another product than torch's own."""
-    if type(x) not in _PLAIN or type(weight) not in _PLAIN or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if type(x) not in replacing.PLAIN or type(weight) not in replacing.PLAIN:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if is_in_torch_dispatch_mode():  # counters, say, that know torch's own operators
         return False
@@ -56,9 +61,6 @@ def _other_serves(x: Tensor, weight: Tensor) -> bool:
     if not name and not automatic:
         return False
     return resolve('linear', name, TensorProblem(x.device.type, x.dtype)) is not F
-
-
-_PLAIN = (Tensor, nn.Parameter)  # not a stand-in of a tracer, nor quantised, nor distributed
 
 
 @torch.library.custom_op('visionssm::linear', mutates_args=())
@@ -104,58 +106,54 @@ def _batch(call, size, dims, inputs):
 _linear = differentiable(_linear_op, backward=_backward, jvp=_jvp, batch=_batch)
 
 
-def _is_plain_inference(*tensors: Tensor | None) -> bool:
-    """Whether nobody could tell which operators ran: fp32 on an x86 CPU, in eager mode."""
-    given = [t for t in tensors if t is not None]
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or not onednn.ON_X86
-        or any(type(t) not in _PLAIN or t.dtype != torch.float32 or not t.is_cpu for t in given)
-        or torch.is_autocast_enabled('cpu')
-        or is_in_torch_dispatch_mode()
-        or requested_backend('linear')
-        or transformed(*given)
-    )
-
-
-def depthwise_at_once(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
-    """A depthwise 3x3 convolution that keeps the size, and its activation, in C++.
+def depthwise_at_once(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    mirrored: bool = False,
+    shortcut: bool = False,
+) -> Tensor | None:
+    """A depthwise convolution of stride 1 that keeps the size, and its activation, in C++.
 
     Args:
         x: Map, (B, H, W, C).
-        weight: (C, 1, 3, 3).
+        weight: (C, 1, h, w).
         bias: (C,).
         activation: none, gelu or silu.
+        padding: Zeros above and left of the map, at most as many as the kernel spans beyond its first tap; below and
+            right there are the rest.
+        dilation: Rows and columns from one tap to the next.
+        mirrored: Whether the last tap comes first.
+        shortcut: Add the map itself before the activation.
 
     Returns:
         (B, H, W, C); None where it does not serve: gradients, transforms, programs, dtypes other than fp32, and a
         backend of `linear` that is asked for.
+
+    Raises:
+        ValueError: If the arguments do not fit together.
     """
+    tensors = [t for t in (x, weight, bias) if t is not None]
     if (
-        not _is_plain_inference(x, weight, bias)  # first: programs are of any size
+        torch.is_grad_enabled()
+        or not onednn.ON_X86
+        or not is_unwatched(*tensors)  # before a size is read: programs are of any
+        or any(t.dtype != torch.float32 for t in tensors)
+        or torch.is_autocast_enabled('cpu')
+        or requested_backend('linear')
         or x.numel() == 0
-        or x.ndim != 4
-        or weight.shape != (x.shape[-1], 1, 3, 3)
         or _library().refuse(TensorProblem('cpu', x.dtype))
     ):
         return None
-    return _depthwise_op(x, weight, bias, activation)
+    return run('depthwise', _library().depthwise, x, weight, bias, activation, padding, dilation, mirrored, shortcut)
 
 
+@lru_cache(maxsize=1)
 def _library() -> ModuleType:
     return importlib.import_module('visionssm.ops.convolution_cpu')  # at first use, as all of the C++ library
-
-
-@torch.library.custom_op('visionssm::depthwise', mutates_args=())
-def _depthwise_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return _library().depthwise(x, weight, bias, activation)
-
-
-@_depthwise_op.register_fake
-def _depthwise_fake(x, weight, bias, activation):
-    return x.new_empty(x.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:

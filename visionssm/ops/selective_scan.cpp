@@ -85,8 +85,9 @@ extern "C" struct Scan {  // every field is 8 bytes wide; `cpu.py` holds the sam
   int64_t batch, length, steps, dirs, channels, states;
   int64_t scalar_decay, softplus, mode, window, dtype, delta_dtype, u_per_dir, threads, groups, chunk;
   int64_t du_dtype, ddelta_dtype;  // fp32, or that of u or delta where every row is written once
+  int64_t rank;                    // forward, fp32: delta is (B, L, K, rank), times `projection`; 0: delta is what it says
   const void *u, *delta, *z;
-  const float *A, *B, *C, *D, *bias;
+  const float *A, *B, *C, *D, *bias, *projection;  // the last one (K, D, rank)
   const int32_t *order, *param_order;  // (K, T), null: 0..T-1
   int64_t u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, z_b, z_l;  // strides in elements
   void *out;           // contiguous
@@ -386,6 +387,8 @@ struct View {
   const int32_t *order, *params;
   const void *u_rows, *delta_rows, *z_rows;
   const float *B, *C;
+  const float *projection = nullptr;  // (n / W, rank, W), filled by `fill_projection`
+  int64_t rank;
   // element offset of this block in each array, and the step from token to token; copies, because a store through a
   // pointer would make the compiler read the fields of `s` again
   int64_t u_base, u_l, delta_base, delta_l, z_base, z_l, B_l, C_l;
@@ -398,7 +401,7 @@ struct View {
     params = s.param_order ? s.param_order + k * s.steps : order;
     u_rows = s.u, delta_rows = s.delta, z_rows = s.z;
     u_base = b * s.u_b + (s.u_per_dir ? k * s.u_k : 0) + d0, u_l = s.u_l;
-    delta_base = b * s.delta_b + k * s.delta_k + d0, delta_l = s.delta_l;
+    rank = s.rank, delta_base = b * s.delta_b + k * s.delta_k + (rank ? 0 : d0), delta_l = s.delta_l;
     z_base = b * s.z_b + d0, z_l = s.z_l;
     B = s.B + b * s.B_b + k * s.B_k, B_l = s.B_l;
     C = s.C + b * s.C_b + k * s.C_k, C_l = s.C_l;
@@ -416,8 +419,29 @@ struct View {
   INLINE_MEMBER int64_t lanes(int64_t v = 0) const { return FAST || n - v * W >= W ? W : n - v * W; }
   INLINE_MEMBER int64_t dtype() const { return FAST ? (int64_t)KIND : dtype_; }
   INLINE_MEMBER vf u(int64_t p, int64_t v = 0) const { return load_any(u_rows, u_base + p * u_l + v * W, dtype(), lanes(v)); }
-  INLINE_MEMBER vf delta(int64_t q, int64_t v = 0) const {
-    return load_any(delta_rows, delta_base + q * delta_l + v * W, FAST ? (int64_t)KIND : delta_dtype_, lanes(v));
+  // NV vectors of delta of token q, from vector v on
+  template <int NV = 1>
+  INLINE_MEMBER void delta(int64_t q, vf *to, int64_t v = 0) const {
+    if (rank) {
+      const float *row = (const float *)delta_rows + delta_base + q * delta_l, *weight = projection + v * rank * W;
+      for (int i = 0; i < NV; i++) to[i] = vf{};
+      for (int64_t r = 0; r < rank; r++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < NV; i++) to[i] += load(weight + (i * rank + r) * W) * row[r];
+      }
+      return;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NV; i++)
+      to[i] = load_any(delta_rows, delta_base + q * delta_l + (v + i) * W, FAST ? (int64_t)KIND : delta_dtype_, lanes(v + i));
+  }
+  // rank rows of all vectors
+  void fill_projection(float *to) {
+    for (int64_t i = 0; i < (n + W - 1) / W * rank * W; i++) to[i] = 0.0f;
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t r = 0; r < rank; r++)
+        to[(i / W * rank + r) * W + i % W] = s.projection[(k * s.channels + d0 + i) * rank + r];
+    projection = to;
   }
   INLINE_MEMBER vf z(int64_t p, int64_t v = 0) const { return load_any(z_rows, z_base + p * z_l + v * W, dtype(), lanes(v)); }
   // ask for the rows of a step to come: hardware does not foresee an order
@@ -540,9 +564,11 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
     for (int64_t t = start; t < end; t++) {
       const int64_t p = view.token(t), q = view.param_token(t);
       view.template prefetch<NV>(t + AHEAD, WHAT == KEEP);
+      vf deltas[NV];
+      view.template delta<NV>(q, deltas);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
-        vf dt = view.delta(q, v) + bias[v], slope = splat(1.0f);
+        vf dt = deltas[v] + bias[v], slope = splat(1.0f);
         const vf u = view.u(p, v);
         if (activated) dt = softplus(dt, WHAT == KEEP ? &slope : nullptr);
         const int64_t at = ((t - start) * NV + v) * W;
@@ -649,10 +675,11 @@ static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, in
       const int64_t t = i < count ? start + i : t1 - 1, p = view.token(t), q = view.param_token(t);
       view.template prefetch<NV>(t + AHEAD, false);
       B[i] = view.B + q * view.B_l, C[i] = view.C + q * view.C_l;
+      view.template delta<NV>(q, dts + i * NV);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
         const int at = i * NV + v;
-        dts[at] = view.delta(q, v) + bias[v], us[at] = view.u(p, v), ys[at] = vf{};
+        dts[at] += bias[v], us[at] = view.u(p, v), ys[at] = vf{};
         one = one && lanes_are_one(dts[at]);
         firsts[at] = dts[at][0];
       }
@@ -684,8 +711,9 @@ static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, in
       for (int v = 0; v < NV; v++) {
         Sink part = sink;
         if (part.rows) part.rows += v * W;
-        walk<0, 1, OUTPUT>(View<KIND>(s, view.k, view.b, view.d0 + v * W, view.FAST ? (int64_t)W : view.n), rates + v * N * W,
-                           start, start + count, state + v * N * W, &part, nullptr);
+        View<KIND> one(s, view.k, view.b, view.d0 + v * W, view.FAST ? (int64_t)W : view.n);
+        one.projection = view.projection + v * view.rank * W;
+        walk<0, 1, OUTPUT>(one, rates + v * N * W, start, start + count, state + v * N * W, &part, nullptr);
       }
       continue;
     }
@@ -794,7 +822,9 @@ static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch)
     for (int64_t i = 0; i < run; i++) {
       const int64_t p = view.token(start + i), q = view.param_token(start + i);
       const float *Bq = view.B + q * view.B_l;
-      vf u = view.u(p), dt = view.delta(q) + bias;
+      vf u = view.u(p), dt;
+      view.delta(q, &dt);
+      dt += bias;
       if (s.softplus) dt = softplus(dt, nullptr);
       vf du = dt * u;
       store(ys + i * W, s.D ? skip * u : vf{});
@@ -830,7 +860,7 @@ static int64_t products_size(const Scan &s) {
 
 static size_t forward_scratch(const Scan &s) {
   const int64_t vectors = block_vectors(s, s.channels);
-  size_t floats = products_size(s) + 2 * s.states * W * vectors;  // rates, states
+  size_t floats = products_size(s) + (2 * s.states + s.rank) * W * vectors;  // rates, states, projection
   if (s.window) floats += (3 * s.window + 1) * s.states * W + s.window * W;
   return floats + s.length * vectors * W;  // fp32 rows
 }
@@ -840,9 +870,10 @@ static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, bool
   const Scan &s = *job.scan;
   const int64_t N = s.states, vectors = (n + W - 1) / W;
   float *rates = scratch + products_size(s), *state = rates + vectors * N * W;
-  float *rows = scratch + forward_scratch(s) - s.length * vectors * W;
+  float *rows = scratch + forward_scratch(s) - s.length * vectors * W, *projection = rows - s.rank * vectors * W;
   for (int64_t k = 0; k < s.dirs; k++)
     with_view(s, k, b, d0, n, [&](auto view) {
+      if (s.rank) view.fill_projection(projection);
       // rows that are written exactly once are stored; others start from 0 and are added to
       const bool fresh = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == 0) && job.once[k]);
       const bool complete = s.mode == PER_STEP || ((s.mode == PER_DIRECTION || k == s.dirs - 1) && job.once[k]);
@@ -1433,6 +1464,28 @@ EXPORT int visionssm_scan_writes_once(const Scan *scan) {
   prepare(job, *scan);
   auto all = [](const std::vector<char> &x) { return std::all_of(x.begin(), x.end(), [](char once) { return once; }); };
   return (all(job.once) && (scan->u_per_dir || scan->dirs == 1) ? 1 : 0) + (all(job.params_once) ? 2 : 0);
+}
+
+// What keeps the kernel from serving: rates or biases that are not finite, or not times log2(e) (1), orders that visit
+// what is not there (2).
+EXPORT int visionssm_scan_check(const Scan *scan) {
+  const Scan &s = *scan;
+  auto finite = [](const float *x, int64_t count) {
+    typedef uint32_t __attribute__((may_alias)) bits;
+    const float most = 2.3e38f;  // its bits rise with the magnitude
+    const uint32_t limit = *(const bits *)&most;
+    bool found = false;
+    for (int64_t i = 0; x && i < count; i++) found |= (((const bits *)x)[i] & 0x7fffffffu) > limit;
+    return !found;
+  };
+  auto stray = [&](const int32_t *order) {
+    bool found = false;
+    for (int64_t i = 0; order && i < s.dirs * s.steps; i++) found |= order[i] < 0 || order[i] >= s.length;
+    return found;
+  };
+  const int64_t rows = s.dirs * s.channels;
+  const bool beyond = !finite(s.A, rows * (s.scalar_decay ? 1 : s.states)) || !finite(s.bias, rows);
+  return (beyond ? 1 : 0) + (stray(s.order) || stray(s.param_order) ? 2 : 0);
 }
 
 EXPORT int visionssm_scan_forward(const Scan *scan) {

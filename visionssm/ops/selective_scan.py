@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunked, export
+from . import chunked, export, replacing
 from .dispatch import BackendUnavailableError, requested_backend, resolve
-from .inputs import MERGED, PER_DIRECTION, PER_STEP, ScanInputs
+from .inputs import MERGED, PER_DIRECTION, PER_STEP, ScanInputs, check_positions, projected_steps
 from .reference import selective_scan_ref
-from .transforms import differentiable, each, gradient_of, in_front, tangent_of
+from .transforms import differentiable, each, gradient_of, in_front, is_unwatched, run, tangent_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LONGEST = 1 << 62  # window that an operator takes
@@ -110,7 +110,7 @@ def selective_scan(
         delta_bias=delta_bias,
         order=order,
         param_order=param_order,
-        delta_softplus=delta_softplus,
+        delta_softplus=bool(delta_softplus),
         mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
         local_window=min(local_window or 0, _LONGEST),
         return_last_state=return_last_state,
@@ -120,8 +120,8 @@ def selective_scan(
     if name == 'reference':  # plain differentiable torch: no operator around it
         if not torch.compiler.is_compiling():
             with suppress(RuntimeError):  # vmap shows no values
-                _check_positions('order', order, u.shape[1])
-                _check_positions('param_order', param_order, u.shape[1])
+                check_positions('order', order, u.shape[1])
+                check_positions('param_order', param_order, u.shape[1])
         return selective_scan_ref(
             **dict(zip(ScanInputs._fields[:8], inputs.tensors, strict=True)),
             delta_softplus=delta_softplus,
@@ -165,22 +165,23 @@ def scan_tokens(
                 u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus,
                 PER_STEP if per_step else MERGED if merge else PER_DIRECTION, local_window,
             )  # fmt: skip
-        return selective_scan(
-            u=u,
-            delta=delta,
-            A=A,
-            B=B,
-            C=C,
-            D=D,
-            z=z,
-            delta_bias=delta_bias,
-            delta_softplus=delta_softplus,
-            order=order,
-            param_order=param_order,
-            merge=merge,
-            per_step=per_step,
-            local_window=local_window or None,
-        )
+        with replacing.paused(u, delta, A, B, C, D, z, delta_bias):
+            return selective_scan(
+                u=u,
+                delta=delta,
+                A=A,
+                B=B,
+                C=C,
+                D=D,
+                z=z,
+                delta_bias=delta_bias,
+                delta_softplus=delta_softplus,
+                order=order,
+                param_order=param_order,
+                merge=merge,
+                per_step=per_step,
+                local_window=local_window or None,
+            )
     channels = u.shape[-1]
     if delta.shape[3] != channels:
         repeats = channels // delta.shape[3]
@@ -207,6 +208,89 @@ def scan_tokens(
         keep_starts=False,
         backend='',
     )[0]
+
+
+def scan_projected(
+    u: Tensor,
+    dt: Tensor,
+    dt_proj: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    order: Tensor | None = None,
+    param_order: Tensor | None = None,
+    merge: bool = True,
+    per_step: bool = False,
+    local_window: int = 0,
+) -> Tensor:
+    """`scan_tokens` with the delta dt dt_proj^T, which the C++ kernel computes itself at inference and never stores.
+
+    `dt` is (B, L, K, R) and `dt_proj` (K, D, R); if the latter is None, the former is delta itself. All other arguments
+    are those of `scan_tokens`.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+        if dt_proj is not None:
+            with replacing.paused(u, dt, dt_proj, A, B, C, D, z, delta_bias):
+                y = _scan_projected_at_once(
+                    u, dt, dt_proj, A, B, C, D, z, delta_bias, order, param_order, merge, per_step, local_window
+                )
+            if y is not None:
+                return y
+    return scan_tokens(
+        u=u,
+        delta=dt if dt_proj is None else projected_steps(dt, dt_proj),
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_bias=delta_bias,
+        order=order,
+        param_order=param_order,
+        merge=merge,
+        per_step=per_step,
+        local_window=local_window,
+    )
+
+
+def _scan_projected_at_once(
+    u: Tensor,
+    dt: Tensor,
+    dt_proj: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    order: Tensor | None,
+    param_order: Tensor | None,
+    merge: bool,
+    per_step: bool,
+    local_window: int,
+) -> Tensor | None:
+    """`scan_projected` by a backend that takes steps of low rank; None where there is none or one could tell."""
+    tensors = u, dt, dt_proj, A, B, C, D, z, delta_bias, order, param_order
+    if type(u) is not Tensor or not is_unwatched(*tensors) or torch.is_autocast_enabled('cpu'):
+        return None
+    if any(x is not None and x.dtype != torch.float32 for x in tensors[:9]):
+        return None
+    if dt.ndim != 4 or dt_proj.shape != (dt.shape[2], u.shape[-1], dt.shape[3]):
+        raise ValueError(f'dt_proj has shape {_shape(dt_proj)}; dt has {_shape(dt)} and u {_shape(u)}')
+    delta = dt[..., :1].expand(*dt.shape[:3], u.shape[-1])  # as large as what the kernel makes of it
+    _check_shapes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    _check_orders(order, param_order, delta)
+    mode = PER_STEP if per_step else MERGED if merge else PER_DIRECTION
+    steps = dt.shape[1] if order is None else order.shape[1]
+    window = min(local_window, max(steps, 1))  # a longer one is the whole walk
+    inputs = ScanInputs(u, dt, A, B, C, D, z, delta_bias, order, param_order, True, mode, window, False)
+    module = resolve('scan', requested_backend('scan'), inputs.problem)
+    if not getattr(module, 'PROJECTS_STEPS', False):
+        return None
+    return run('scan_projected', module.forward, inputs, dt_proj)[0]
 
 
 def check_dtypes(u: Tensor, **others: Tensor | None) -> None:
@@ -306,14 +390,6 @@ def _is_trained(tensors: Sequence[Tensor | None]) -> bool:
     return tensors[0].device.type == 'cpu' and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _check_positions(name: str, table: Tensor | None, length: int) -> None:
-    """Reject positions outside [0, length) before a kernel reads there. On a GPU this would wait for the device."""
-    if table is not None and table.device.type == 'cpu' and table.numel():
-        low, high = table.aminmax()
-        if low < 0 or high >= length:
-            raise ValueError(f'{name} visits tokens {int(low)}..{int(high)}; allowed are 0..{length - 1}')
-
-
 # ---- the operators -------------------------------------------------------------------------------------------------
 
 _ARGUMENTS = (
@@ -340,8 +416,9 @@ def _received(arguments: Sequence[Any]) -> tuple[ScanInputs, Any]:
 )
 def _scan_op(*arguments):
     inputs, module = _received(arguments)
-    _check_positions('order', inputs.order, inputs.u.shape[1])
-    _check_positions('param_order', inputs.param_order, inputs.u.shape[1])
+    if not getattr(module, 'CHECKS_POSITIONS', False):
+        check_positions('order', inputs.order, inputs.u.shape[1])
+        check_positions('param_order', inputs.param_order, inputs.u.shape[1])
     out, state, *starts = module.forward(inputs)
     return out, state, starts[0] if starts else inputs.new_starts()
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from . import replacing
 
 Rule = Callable[..., tuple[Tensor | None, ...]]
 
@@ -76,8 +79,12 @@ def differentiable(
     Call.vmap = staticmethod(vmap)
 
     def call(*inputs: Any) -> Any:
-        return Call.apply(*inputs) if transformed(*inputs) else op(*inputs)
+        if transformed(*inputs):
+            return Call.apply(*inputs)
+        direct = is_unwatched(*inputs) and not torch.autograd._profiler_enabled()
+        return (implementation if direct else op)(*inputs)
 
+    implementation = op._init_fn
     op.register_autograd(backward_formula, setup_context=setup_context)
     op.register_vmap(vmap)
     return call
@@ -92,10 +99,52 @@ def transformed(*inputs: Any) -> bool:
     """Whether a transform of `torch.func` or forward-mode differentiation is under way."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    # there is no public question for the former
-    return torch._C._are_functorch_transforms_active() or any(
+    if torch._C._are_functorch_transforms_active():  # there is no public question for it
+        return True
+    # without a level no tensor has a tangent, and asking each takes as long as a small kernel
+    return forward_ad._current_level >= 0 and any(
         isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in inputs
     )
+
+
+def is_unwatched(*inputs: Any) -> bool:
+    """Whether nothing but a result is asked for, of plain tensors on a CPU: no gradient, program, counter or mode.
+
+    Then an operator's function may be called as such: the way to it through the dispatcher takes longer than a small
+    scan does.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or replacing.others_are_on():
+        return False
+    recorded = torch.is_grad_enabled()
+    for x in inputs:
+        if isinstance(x, Tensor):
+            if type(x) not in replacing.PLAIN or (recorded and x.requires_grad):
+                return False
+            if torch._C._dispatch_keys(x).raw_repr() not in _PLAIN_KEYS:
+                return False
+    return True
+
+
+def _plain_keys() -> frozenset[int]:
+    """What the dispatcher knows of dense tensors in a CPU's memory that are what they hold: not negated later, say."""
+    keys = set()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            keys.add(torch._C._dispatch_keys(torch.empty(0, device='cpu')).raw_repr())
+    return frozenset(keys)
+
+
+_PLAIN_KEYS = _plain_keys()
+
+
+def run(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that is no operator, and tell a profiler its name."""
+    if not torch.autograd._profiler_enabled():
+        return function(*args)
+    with torch.profiler.record_function(f'visionssm::{name}'):
+        return function(*args)
 
 
 def each(call: Callable[..., Any], size: int, dims: Sequence[int | None], inputs: Sequence[Any]) -> Any:
