@@ -29,7 +29,7 @@ import torch
 from build_wheels import PLATFORMS, zig
 
 from visionssm.apps.selfcheck import CASES, check, run_case
-from visionssm.ops import attention_cpu, convolution_cpu, cpu, prebuilt, selective_scan, use_backend
+from visionssm.ops import attention_cpu, convolution_cpu, cpu, prebuilt, scan_projected, selective_scan, use_backend
 from visionssm.testing import relative_error, tolerance
 
 HOST = Path(__file__).with_name('_library_host.cpp')
@@ -116,7 +116,7 @@ class RemoteLibrary:
         ]
         for patch in self.patches:
             patch.start()
-        cpu.bind(self, cpu.Scan, 'scan_size', 'scan_forward', 'scan_backward', 'scan_writes_once')
+        cpu.bind(self, cpu.Scan, 'scan_size', 'scan_check', 'scan_forward', 'scan_backward', 'scan_writes_once')
         cpu.bind(self, attention_cpu.Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
         cpu.bind(self, convolution_cpu.Depthwise, 'depthwise_size', 'depthwise')
         return self
@@ -135,6 +135,10 @@ def outcomes() -> dict[str, torch.Tensor]:
         for case in CASES:
             out, grads = run_case(case, torch.float32, torch.device('cpu'), selective_scan)
             found |= {f'{case.name}: {name}': x for name, x in {'output': out, **grads}.items()}
+        generator = torch.Generator().manual_seed(0)
+        dt, A, dt_proj = (torch.rand(shape, generator=generator) for shape in ((2, 9, 2, 3), (2, 100, 1), (2, 100, 3)))
+        u, B = (torch.randn(shape, generator=generator) for shape in ((2, 9, 100), (2, 9, 2, 1)))
+        found['steps of low rank'] = scan_projected(u, dt, dt_proj, -A, B, B)
     for grid, channels, window, dilation in ATTENTIONS:
         generator = torch.Generator().manual_seed(0)
         q, k, v = torch.randn(3, 2, 2, *grid, channels, generator=generator)
@@ -142,10 +146,17 @@ def outcomes() -> dict[str, torch.Tensor]:
         for function, tensors in (('na_qk', (q, k)), ('na_av', (attn, v)), ('na_av_transposed', (attn, v))):
             name = f'{function}, {channels} channels, window {window}, dilation {dilation}'
             found[name] = getattr(attention_cpu, function)(*tensors, window, dilation)
-    for activation in convolution_cpu.ACTIVATIONS:
-        generator = torch.Generator().manual_seed(0)
-        tensors = (torch.randn(shape, generator=generator) for shape in ((2, 5, 9, 40), (40, 1, 3, 3), (40,)))
-        found[f'depthwise convolution, {activation}'] = convolution_cpu.depthwise(*tensors, activation)
+        table = torch.randn(2, 2 * window - 1, 2 * window - 1, generator=generator)
+        found[f'na_weights, {channels} channels, window {window}, dilation {dilation}'] = attention_cpu.na_weights(
+            q, k, table, dilation
+        )
+    for kernel, padding in (((3, 3), (1, 1)), ((7, 7), (3, 3)), ((1, 4), (0, 3))):
+        for activation in convolution_cpu.ACTIVATIONS:
+            generator = torch.Generator().manual_seed(0)
+            tensors = [torch.randn(shape, generator=generator) for shape in ((2, 5, 9, 40), (40, 1, *kernel), (40,))]
+            for other in (False, True):
+                name = f'depthwise convolution, {kernel}, {activation}, {other}'
+                found[name] = convolution_cpu.depthwise(*tensors, activation, padding, (1, 1), other, other)
     return found
 
 
@@ -200,8 +211,9 @@ def main() -> int:
     parser.add_argument('--output', type=Path, help='JSON file')
     args = parser.parse_args()
     wanted = {'visionssm_has_fp16', 'visionssm_vector_width', 'visionssm_scan_size', 'visionssm_attention_size'}
-    scans, attentions = ('scan_forward', 'scan_backward', 'scan_writes_once'), ('na_qk', 'na_av', 'na_av_transposed')
-    wanted |= {f'visionssm_{name}' for name in (*scans, *attentions)}
+    scans = 'scan_check', 'scan_forward', 'scan_backward', 'scan_writes_once'
+    others = 'na_qk', 'na_av', 'na_av_transposed', 'depthwise', 'depthwise_size'
+    wanted |= {f'visionssm_{name}' for name in (*scans, *others)}
     torch.set_num_threads(2)
     expected, results = outcomes(), []
     assert cpu.origin().startswith('compiled here')
