@@ -103,7 +103,7 @@ def forms_table() -> str:
 
 def between_table() -> str:
     """How much of a forward pass no operator runs, by model."""
-    report = _report('forms_cpu.json')
+    report = _report('operators_cpu.json')
     rows = {row['model']: row for row in report['results'] if row['form'] == 'fp32' and row['batch'] == 1}
     shown = [[f'`{name.partition("@")[0]}`', f'{100 * row["between_operators"]:.0f} %'] for name, row in rows.items()]
     return f'{table(["model", "between operators"], shown)}\n\n{_where(report)}'

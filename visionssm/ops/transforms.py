@@ -84,7 +84,7 @@ def differentiable(
         direct = is_unwatched(*inputs) and not torch.autograd._profiler_enabled()
         return (implementation if direct else op)(*inputs)
 
-    implementation = op._init_fn
+    implementation = getattr(op, '_init_fn', op)
     op.register_autograd(backward_formula, setup_context=setup_context)
     op.register_vmap(vmap)
     return call
