@@ -147,6 +147,10 @@ class ScanInputs(NamedTuple):
         """What backends accept or refuse it by."""
         return ScanProblem(self.u.device.type, self.u.dtype, self.B.shape[-1], self.steps, self.local_window)
 
+    def with_bounded_window(self) -> ScanInputs:
+        """The same with a window no longer than the walk: a longer one is the whole walk."""
+        return self._replace(local_window=min(self.local_window, max(self.steps, 1)))
+
     def with_limits(self) -> ScanInputs:
         """The same with rates and steps at which every backend gives the limit of the scan, or NaN if it has none."""
         return self._replace(

@@ -111,7 +111,7 @@ def selective_scan(
         order=order,
         param_order=param_order,
         delta_softplus=bool(delta_softplus),
-        mode=PER_STEP if per_step else MERGED if merge else PER_DIRECTION,
+        mode=_mode(merge, per_step),
         local_window=min(local_window or 0, _LONGEST),
         return_last_state=return_last_state,
     )
@@ -162,8 +162,8 @@ def scan_tokens(
     if not torch.jit.is_scripting():
         if export.wants_plain():
             return export.scan(
-                u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus,
-                PER_STEP if per_step else MERGED if merge else PER_DIRECTION, local_window,
+                u, delta, A, B, C, D, z, delta_bias, order, param_order, delta_softplus, _mode(merge, per_step),
+                local_window,
             )  # fmt: skip
         with replacing.paused(u, delta, A, B, C, D, z, delta_bias):
             return selective_scan(
@@ -233,10 +233,11 @@ def scan_projected(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
         if dt_proj is not None:
-            with replacing.paused(u, dt, dt_proj, A, B, C, D, z, delta_bias):
-                y = _scan_projected_at_once(
-                    u, dt, dt_proj, A, B, C, D, z, delta_bias, order, param_order, merge, per_step, local_window
-                )
+            inputs = ScanInputs(
+                u, dt, A, B, C, D, z, delta_bias, order, param_order, True, _mode(merge, per_step), local_window, False
+            )
+            with replacing.paused(*inputs.tensors, dt_proj):
+                y = _scan_projected_at_once(inputs, dt_proj)
             if y is not None:
                 return y
     return scan_tokens(
@@ -256,41 +257,27 @@ def scan_projected(
     )
 
 
-def _scan_projected_at_once(
-    u: Tensor,
-    dt: Tensor,
-    dt_proj: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    param_order: Tensor | None,
-    merge: bool,
-    per_step: bool,
-    local_window: int,
-) -> Tensor | None:
-    """`scan_projected` by a backend that takes steps of low rank; None where there is none or one could tell."""
-    tensors = u, dt, dt_proj, A, B, C, D, z, delta_bias, order, param_order
-    if type(u) is not Tensor or not is_unwatched(*tensors) or torch.is_autocast_enabled('cpu'):
+def _scan_projected_at_once(inputs: ScanInputs, dt_proj: Tensor) -> Tensor | None:
+    """The scan whose `delta` is of low rank, by a backend that takes that; None if there is none or one could tell."""
+    u, dt = inputs.u, inputs.delta
+    if type(u) is not Tensor or not is_unwatched(*inputs, dt_proj) or torch.is_autocast_enabled('cpu'):
         return None
-    if any(x is not None and x.dtype != torch.float32 for x in tensors[:9]):
+    if any(x is not None and x.dtype != torch.float32 for x in (*inputs.tensors, dt_proj)):
         return None
     if dt.ndim != 4 or dt_proj.shape != (dt.shape[2], u.shape[-1], dt.shape[3]):
         raise ValueError(f'dt_proj has shape {_shape(dt_proj)}; dt has {_shape(dt)} and u {_shape(u)}')
     delta = dt[..., :1].expand(*dt.shape[:3], u.shape[-1])  # as large as what the kernel makes of it
-    _check_shapes(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    _check_orders(order, param_order, delta)
-    mode = PER_STEP if per_step else MERGED if merge else PER_DIRECTION
-    steps = dt.shape[1] if order is None else order.shape[1]
-    window = min(local_window, max(steps, 1))  # a longer one is the whole walk
-    inputs = ScanInputs(u, dt, A, B, C, D, z, delta_bias, order, param_order, True, mode, window, False)
+    _check_shapes(*inputs._replace(delta=delta).tensors)
+    _check_orders(inputs.order, inputs.param_order, delta)
+    inputs = inputs.with_bounded_window()
     module = resolve('scan', requested_backend('scan'), inputs.problem)
     if not getattr(module, 'PROJECTS_STEPS', False):
         return None
     return run('scan_projected', module.forward, inputs, dt_proj)[0]
+
+
+def _mode(merge: bool, per_step: bool) -> int:
+    return PER_STEP if per_step else MERGED if merge else PER_DIRECTION
 
 
 def check_dtypes(u: Tensor, **others: Tensor | None) -> None:
@@ -406,8 +393,7 @@ def _received(arguments: Sequence[Any]) -> tuple[ScanInputs, Any]:
         raise BackendUnavailableError(
             'the reference is plain torch around no operator: compiled and scripted code takes it by backend= alone'
         )
-    # a longer window is the whole walk
-    inputs = inputs._replace(local_window=min(inputs.local_window, max(inputs.steps, 1)))
+    inputs = inputs.with_bounded_window()
     return inputs, resolve('scan', name, inputs.problem)
 
 
