@@ -112,12 +112,20 @@ def picture(tmp_path):
     return file
 
 
-@pytest.mark.parametrize('name', ['test_vim', 'test_vssd'])
-def test_files(name, picture, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'layers', 'grids'),
+    [
+        ('test_vim', ['blocks.0.mixer', 'blocks.3.mixer'], [[6, 6], [6, 6]]),
+        # a map of 24 x 24 is drawn as 14 x 14
+        ('test_vmamba', ['stages.0.blocks.0.mixer', 'stages.3.blocks.0.mixer'], [[14, 14], [3, 3]]),
+        ('test_vssd', [], []),
+    ],
+)
+def test_files(name, layers, grids, picture, tmp_path):
     model = timm.create_model(name, num_classes=3).eval()
     other = timm.create_model(name, num_classes=3).eval()
     report = visualize(model, [picture, picture], tmp_path / 'out', 'a </script>', before=other, layers=2)
-    scans = ['path.png', 'scan_blocks.0.mixer.png', 'scan_blocks.3.mixer.png'] if name == 'test_vim' else []
+    scans = ['path.png', *(f'scan_{layer}.png' for layer in layers)] if layers else []
     for folder in ('a <b>', 'a <b>-2'):
         found = {file.name for file in (tmp_path / 'out' / folder).iterdir()}
         assert found - {'evidence.png'} == {'activations.png', *scans}
@@ -126,7 +134,7 @@ def test_files(name, picture, tmp_path):
     assert 'http' not in page and page.count('</script>') == 2
     data = json.loads(re.search(r'application/json">(.*?)</script>', page, re.DOTALL)[1])
     assert data['title'] == 'a </script>' and [image['name'] for image in data['images']] == ['a <b>', 'a <b>-2']
-    assert [layer['grid'] for layer in data['images'][0]['layers']] == ([[6, 6]] * 2 if scans else [])
+    assert [layer['grid'] for layer in data['images'][0]['layers']] == grids
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.visionssm.selective_scan.default:
-            self._record(ScanInputs(*args[:-1]))
+            # values: a parameter that is handed on as it is would make gradients of the pictures
+            self._record(ScanInputs(*(x.detach() if isinstance(x, Tensor) else x for x in args[:-1])))
         return func(*args, **(kwargs or {}))
 
 
