@@ -262,6 +262,7 @@ def machine() -> dict:
     """The machine that the figures were measured on."""
     return {
         'cpu': processor(torch.device('cpu')),
+        'vectors': torch.backends.cpu.get_cpu_capability(),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
         'python': platform.python_version(),

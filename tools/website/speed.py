@@ -125,4 +125,6 @@ def _where(report: dict) -> str:
     machine = report['machine']
     numbers = sorted({row.get('threads', machine['threads']) for row in report['results']})
     threads = _threads(numbers[0]) if len(numbers) == 1 else f'{" and ".join(map(str, numbers))} threads'
-    return f'An {machine["cpu"]}, {threads}, fp32, torch {machine["torch"].partition("+")[0]}.'
+    return (
+        f'An {machine["cpu"]} with {machine["vectors"]}, {threads}, fp32, torch {machine["torch"].partition("+")[0]}.'
+    )
