@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 import visionssm.ops.products as products
 from visionssm.layers import Mlp, functional, mlp
-from visionssm.ops import available_backends
+from visionssm.ops import available_backends, use_backend
 from visionssm.weights.published import FAMILIES
 
 needs_onednn = pytest.mark.skipif(
@@ -22,7 +22,7 @@ needs_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def fast(monkeypatch):
-    """The calls of the faster product, at any size."""
+    """The calls of the faster product, at any size and on any processor."""
     calls = []
     original = products._linear
 
@@ -32,6 +32,7 @@ def fast(monkeypatch):
 
     monkeypatch.setattr(products, '_linear', counted)
     monkeypatch.setattr(products, '_LEAST_WORK', 0)
+    monkeypatch.setattr(products.onednn, 'IS_FASTER', True)
     monkeypatch.setattr(functional, '_LEAST_ELEMENTS', 0)
     return calls
 
@@ -79,6 +80,17 @@ def test_faster_product_runs(fast):
     fast.clear()
     nn.Linear(8, 8)(torch.randn(3, 8))  # other people's layers are left alone
     assert not fast
+
+
+@needs_onednn
+def test_processors_without_wide_vectors(fast, monkeypatch):
+    monkeypatch.setattr(products.onednn, 'IS_FASTER', False)
+    mlp, x = Mlp(8, 16), torch.randn(3, 8)
+    mlp(x)
+    assert not fast
+    with use_backend('linear=onednn'):
+        mlp(x)
+    assert len(fast) == 2
 
 
 @needs_onednn

@@ -1,14 +1,17 @@
-"""Depthwise convolutions in C++: the values of their modules, and the modules themselves where one could tell."""
+"""Depthwise convolutions and GELU in C++: the values of their modules, and these themselves where one could tell."""
+
+import math
+import unittest.mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionssm.layers import SS2D, DepthwiseConv
+from visionssm.layers import SS2D, DepthwiseConv, Mlp
 from visionssm.layers.functional import activated_at_once, causal_silu_at_once
 from visionssm.layers.mamba import CausalConv1d
-from visionssm.ops import available_backends, convolution_cpu, depthwise_at_once, onednn
+from visionssm.ops import available_backends, convolution_cpu, depthwise_at_once, gelu_at_once, onednn, use_backend
 
 pytestmark = pytest.mark.skipif(
     bool(available_backends()['cpu']) or not onednn.ON_X86, reason='no C++ kernel, or not on this kind of machine'
@@ -97,6 +100,42 @@ def test_module():
         torch.testing.assert_close(conv(x), expected)
         conv.register_forward_hook(lambda *args: torch.zeros_like(args[2]))
         assert not conv(x).any()
+
+
+@pytest.mark.parametrize('count', [1 << 15, (1 << 15) + 1, (1 << 17) + 77])
+def test_gelu(count):
+    x = torch.linspace(-12, 12, count)
+    x[7 :: count // 7][:7] = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-30, 3e38, -3e38])
+    expected = F.gelu(x.double()).float()
+    with torch.no_grad():
+        assert gelu_at_once(x)
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_gelu_that_must_be_called():
+    x = torch.randn(200, 400)
+    before = x.clone()
+    assert not gelu_at_once(x)  # gradients
+    with torch.no_grad():
+        for other in (x.t(), x[:, ::2], x[:10], x[:0], x.double(), x.bfloat16(), x.view(torch.int32), x.to('meta')):
+            assert not gelu_at_once(other)
+        with use_backend('linear=torch'):
+            assert not gelu_at_once(x)
+    assert torch.equal(x, before)
+
+
+def test_mlp_puts_gelu_in_its_place():
+    mlp, x = Mlp(32, 256).eval(), torch.randn(2, 20, 20, 32)
+    expected = mlp(x)
+    seen = []
+    with torch.inference_mode():
+        with unittest.mock.patch.object(nn.GELU, 'forward', None):
+            torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
+        mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(y))  # keeps what would be overwritten
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(seen[0], mlp.fc1(x))
+        mlp.act = nn.ReLU()
+        assert not torch.allclose(mlp(x), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import visionssm.ops.products as module
 from visionssm.layers import Linear
-from visionssm.ops import available_backends, linear
+from visionssm.ops import available_backends, linear, onednn, use_backend
 
 needs_onednn = pytest.mark.skipif(
     bool(available_backends(op='linear')['onednn']), reason='torch has no oneDNN product on this machine'
@@ -16,8 +16,9 @@ OP = torch.ops.visionssm.linear
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
-    """No size is too small."""
+    """No size is too small and no processor too old."""
     monkeypatch.setattr(module, '_LEAST_WORK', 0)
+    monkeypatch.setattr(onednn, 'IS_FASTER', True)
 
 
 @pytest.fixture
@@ -85,6 +86,16 @@ def test_serves(calls):
     x, weight, bias = tensors(4, 5)
     linear(x, weight, bias)
     assert not calls
+
+
+@needs_onednn
+def test_processors_without_wide_vectors(calls, monkeypatch):
+    monkeypatch.setattr(onednn, 'IS_FASTER', False)
+    linear(*tensors(4, 5))
+    assert len(calls) == 1
+    with use_backend('linear=onednn'):
+        linear(*tensors(4, 5))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])

@@ -19,6 +19,7 @@ from .embed import (
 from .functional import (
     FastLinears,
     Linear,
+    activated_in_place,
     add_tokens,
     attention,
     is_untouched,
@@ -87,6 +88,7 @@ __all__ = [
     'StreamLayerNorm',
     'StreamNorm',
     'StridedPatchEmbed',
+    'activated_in_place',
     'add_tokens',
     'at_least_fp32',
     'attention',

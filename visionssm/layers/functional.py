@@ -15,6 +15,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from visionssm.ops import (
     attention,
     depthwise_at_once,
+    gelu_at_once,
+    has_other_linear,
     linear,
     na_av,
     na_bias,
@@ -113,6 +115,26 @@ def activated_at_once(
         return depthwise_at_once(x, conv.weight, conv.bias, activation, conv.padding, conv.dilation, False, shortcut)
 
 
+def activated_in_place(x: Tensor, layer: nn.Linear, act: nn.Module | str) -> bool:
+    """Put GELU of a linear layer's output in its place at inference.
+
+    Args:
+        x: What `layer` gave.
+        layer: The layer.
+        act: The activation: a module, or gelu.
+
+    Returns:
+        Whether it was done; else the activation must be called.
+    """
+    if type(x) is not Tensor or not _is_eager_inference():
+        return False
+    with replacing.paused():
+        if not is_untouched(layer, (Linear,)):  # nobody else has seen x
+            return False
+        activation = act if isinstance(act, str) else _name_of(act)
+        return activation == 'gelu' and gelu_at_once(x)
+
+
 def _is_eager_inference() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
@@ -171,6 +193,7 @@ class FastLinears(nn.Module):
             and x.numel() * x.shape[-1] < _LEAST_WORK
             or torch.compiler.is_compiling()
             or replacing.is_on()
+            or not has_other_linear()
         ):
             return super().__call__(*args, **kwargs)
         with replacing.Replacing(_FASTER):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import FastLinears, Linear, activated_at_once, is_untouched
+from .functional import FastLinears, Linear, activated_at_once, activated_in_place, is_untouched
 
 # between two layers, per thread: these stay in the cache, and malloc asks the system for no memory to hold them
 _MOST_ELEMENTS = 1 << 21
@@ -91,7 +91,11 @@ class Mlp(ImagewiseMlp):
 
     def mix(self, x: Tensor) -> Tensor:
         """Apply to every token."""
-        return self.fc2(self.act(self.fc1(x)))
+        x = self.fc1(x)
+        activated = False
+        if not torch.jit.is_scripting():
+            activated = activated_in_place(x, self.fc1, self.act)
+        return self.fc2(x if activated else self.act(x))
 
 
 _KINDS = frozenset({DepthwiseMlp, Mlp, Linear, nn.Conv2d, nn.GELU})

@@ -40,6 +40,7 @@ from visionssm.layers import (
     ScanSpec,
     StateScan,
     Stem,
+    activated_in_place,
     at_least_fp32,
     attention,
     call_without_autocast,
@@ -184,13 +185,16 @@ class ConvMlp(FastLinears):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.fc1 = Linear(dim, hidden, **dd)
-        self.conv = DepthwiseConv(hidden, 3, **dd)
+        self.conv = DepthwiseConv(hidden, 3, shortcut=True, **dd)
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix channels."""
-        x = F.gelu(self.fc1(x))
-        return self.fc2(x + self.conv(x))
+        x = self.fc1(x)
+        activated = False
+        if not torch.jit.is_scripting():
+            activated = activated_in_place(x, self.fc1, 'gelu')
+        return self.fc2(self.conv(x if activated else F.gelu(x)))
 
 
 class AffineScale(nn.Module):

@@ -1,4 +1,4 @@
-"""Depthwise convolutions on a CPU: `depthwise.cpp`, part of the library that `cpu.py` compiles at first use."""
+"""Depthwise convolutions and activations on a CPU: `depthwise.cpp` of the library that `cpu.py` compiles once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _INTS = 'batch height width channels activation threads rows columns top left ro
 _INTS += ' x_b x_y x_x'
 _POINTERS = 'x weight bias out gomp_parallel'
 _PRODUCTS_PER_THREAD = 1 << 18  # fewer take less time than waking another thread
+_ACTIVATIONS_PER_THREAD = 1 << 16
 ACTIVATIONS = ('none', 'gelu', 'silu')
 
 
@@ -25,10 +26,17 @@ class Depthwise(ctypes.Structure):
     _fields_ = cpu.fields(_INTS, _POINTERS)
 
 
+class Activation(ctypes.Structure):
+    """`struct Activation`, likewise."""
+
+    _fields_ = cpu.fields('count activation threads', 'x gomp_parallel')
+
+
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = cpu.library()
     cpu.bind(library, Depthwise, 'depthwise_size', 'depthwise')
+    cpu.bind(library, Activation, 'activation_size', 'activation')
     return library
 
 
@@ -68,6 +76,13 @@ def depthwise(
     if _library().visionssm_depthwise(ctypes.byref(call)):
         raise MemoryError('the depthwise convolution could not get its working memory')
     return out
+
+
+def activate(x: Tensor, activation: str) -> None:
+    """Put the activation, one of `ACTIVATIONS`, of a contiguous fp32 tensor in its place."""
+    threads = max(1, min(torch.get_num_threads(), x.numel() // _ACTIVATIONS_PER_THREAD))
+    call = Activation(x.numel(), ACTIVATIONS.index(activation), threads, x.data_ptr(), cpu.gomp_parallel())
+    _library().visionssm_activation(ctypes.byref(call))
 
 
 def _check(

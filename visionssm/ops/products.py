@@ -1,4 +1,4 @@
-"""Linear layers, depthwise convolutions and attention, by the best that serves the tensors and transforms."""
+"""Linear layers, depthwise convolutions, GELU and attention, by the best that serves the tensors and transforms."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .dispatch import TensorProblem, requested_backend, resolve
 from .transforms import differentiable, is_unwatched, run, transformed
 
 _LEAST_WORK = 1 << 21  # multiply-adds below which another product than torch's own costs more than it saves
+_LEAST_ELEMENTS = 1 << 15  # of an activation, likewise
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, by oneDNN where that is faster: fp32 on an x86 CPU, in eager mode.
+    """`F.linear`, by oneDNN where that is faster: fp32 on a CPU with AVX-512, in eager mode.
 
     Compiled, exported, scripted and traced programs hold the plain operator, and so it is for tensors of other classes
     and under a `TorchDispatchMode`.
@@ -43,6 +44,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def has_other_linear() -> bool:
+    """Whether `linear` may be anything but `F.linear` here."""
+    return onednn.IS_FASTER or bool(requested_backend('linear'))
+
+
 def _other_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether `x` and `weight` are for another product than torch's own."""
     if type(x) not in replacing.PLAIN or type(weight) not in replacing.PLAIN:
@@ -53,7 +59,8 @@ def _other_serves(x: Tensor, weight: Tensor) -> bool:
         return False
     name = requested_backend('linear')
     automatic = (
-        x.numel() * weight.shape[0] >= _LEAST_WORK
+        onednn.IS_FASTER
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
         and x.dtype == weight.dtype
         and torch.backends.mkldnn.enabled
         and (x.device.type not in ('cpu', 'cuda') or not torch.is_autocast_enabled(x.device.type))
@@ -136,19 +143,36 @@ def depthwise_at_once(
     Raises:
         ValueError: If the arguments do not fit together.
     """
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    if (
-        torch.is_grad_enabled()
-        or not onednn.ON_X86
-        or not is_unwatched(*tensors)  # before a size is read: programs are of any
-        or any(t.dtype != torch.float32 for t in tensors)
-        or torch.is_autocast_enabled('cpu')
-        or requested_backend('linear')
-        or x.numel() == 0
-        or _library().refuse(TensorProblem('cpu', x.dtype))
-    ):
+    if not _library_serves(x, weight, bias):
         return None
     return run('depthwise', _library().depthwise, x, weight, bias, activation, padding, dilation, mirrored, shortcut)
+
+
+def gelu_at_once(x: Tensor) -> bool:
+    """Put GELU of `x` in its place, in C++.
+
+    Returns:
+        Whether it was done; it is not where `depthwise_at_once` would not serve, nor for few or scattered elements.
+    """
+    if not _library_serves(x) or x.numel() < _LEAST_ELEMENTS or not x.is_contiguous():
+        return False
+    run('gelu', _library().activate, x, 'gelu')
+    return True
+
+
+def _library_serves(*tensors: Tensor | None) -> bool:
+    """Whether the C++ library may compute with what nobody differentiates, traces or watches."""
+    given = [x for x in tensors if x is not None]
+    return (
+        not torch.is_grad_enabled()
+        and onednn.ON_X86
+        and is_unwatched(*given)  # before a size is read: programs are of any
+        and all(x.dtype == torch.float32 for x in given)
+        and not torch.is_autocast_enabled('cpu')
+        and not requested_backend('linear')
+        and given[0].numel() > 0
+        and not _library().refuse(TensorProblem('cpu', torch.float32))
+    )
 
 
 @lru_cache(maxsize=1)
