@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .formulas import Size, formula_table
 from .registry import get_scan
@@ -29,7 +30,16 @@ def scan_order(spec: str, height: int, width: int, like: Tensor) -> Tensor:
             table = _exported_table(spec, height, width, like)
             if table is not None:
                 return table
+        if _is_plain(like):
+            return _new_table(spec, height, width, like.device)
     return torch.ops.visionssm.scan_order(spec, height, width, like.detach())
+
+
+def _is_plain(like: Tensor) -> bool:
+    """Whether no program is made and nobody watches operators: the way through the dispatcher takes 50 us."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(like) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (is_in_torch_dispatch_mode() or torch.autograd._profiler_enabled() or like.is_meta)
 
 
 def _exported_table(spec: str, height: Size, width: Size, like: Tensor) -> Tensor | None:
@@ -76,10 +86,13 @@ def _device_table(spec: str, height: int, width: int, device: torch.device) -> T
         return torch.tensor(get_scan(spec).table(height, width), device=device)
 
 
+def _new_table(spec: str, height: int, width: int, device: torch.device) -> Tensor:
+    return _device_table(spec, height, width, device).clone()  # not the same memory twice: callers may write into it
+
+
 @torch.library.custom_op('visionssm::scan_order', mutates_args=())
 def _scan_order_op(spec: str, height: int, width: int, like: Tensor) -> Tensor:
-    # a custom op must not return the same memory twice: the compiler may write into it
-    return _device_table(spec, height, width, like.device).clone()
+    return _new_table(spec, height, width, like.device)
 
 
 @_scan_order_op.register_vmap
