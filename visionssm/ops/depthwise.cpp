@@ -25,7 +25,7 @@ enum { AT_ONCE = 4 };  // vectors side by side: chains of dependent operations a
 
 // GELU in place. erf(z) is right to 3e-7, and 1 from where it rounds to that: minimax fit of erf(z) / z by z^2, taken to
 // [-1, 1]. Not a fraction: a division takes as long as ten products.
-template <int COUNT> INLINE void gelu(vf (&x)[COUNT]) {
+template <int COUNT> INLINE void gelu(vf *x) {
   static const float fit[] = {3.607368469e-01f,  -1.801090837e-01f, 1.340821981e-01f,  -1.091603711e-01f, 9.063982219e-02f,
                               -7.424104959e-02f, 5.810827389e-02f,  -4.229876027e-02f, 3.060757183e-02f,  -2.298588865e-02f,
                               1.274567377e-02f,  -3.469681367e-03f, 3.079528455e-03f,  -4.373339470e-03f, 1.740332227e-03f};
@@ -41,10 +41,12 @@ template <int COUNT> INLINE void gelu(vf (&x)[COUNT]) {
   for (int i = 0; i < COUNT; i++) x[i] *= 0.5f + 0.5f * at_least(-1.0f, at_most(1.0f, z[i] * sum[i]));
 }
 
-template <int COUNT> INLINE void activate(vf (&x)[COUNT], int64_t activation) {
-  if (activation == WITH_GELU) gelu(x);
+template <int COUNT> INLINE void activate(vf *x, int64_t activation) {
+  enum { NOW = COUNT < AT_ONCE ? COUNT : AT_ONCE };
+  if (activation == WITH_GELU) gelu<NOW>(x);
   if (activation == WITH_SILU)
-    for (int i = 0; i < COUNT; i++) x[i] *= sigmoid(x[i]);
+    for (int i = 0; i < NOW; i++) x[i] *= sigmoid(x[i]);
+  if constexpr (COUNT > NOW) activate<COUNT - NOW>(x + NOW, activation);
 }
 
 struct DepthwiseJob {
@@ -53,81 +55,104 @@ struct DepthwiseJob {
   std::atomic<bool> failed{false};
 };
 
-// n channels of one image, with a kernel of ROWS by COLUMNS; 0: as `d` says. `taps`: memory for (rows, columns, W).
-template <int ROWS, int COLUMNS>
+enum { STRIP = 64 };  // columns of which all rows are done before the next ones
+
+// Floats of a kernel and of what it sees of a strip, for as many vectors side by side.
+static int64_t working_memory(const Depthwise &d, int64_t vectors) {
+  const int64_t span = std::min<int64_t>(STRIP, d.width) + (d.columns - 1) * d.column_step;
+  return (d.columns + span) * d.rows * vectors * W;
+}
+
+// n channels of one image in VECTORS vectors, with a kernel of ROWS by COLUMNS; 0: as `d` says. What the rows of a strip hold of
+// these channels is first put side by side, with the zeros around the map: where it lies, tokens are so far apart that few
+// of them fit in the cache at once.
+template <int ROWS, int COLUMNS, int VECTORS>
 static void convolve(const Depthwise &d, const float *x, const float *weight, const float *bias, float *out, int64_t n,
-                     float *taps) {
+                     float *memory) {
   const int64_t rows = ROWS ? ROWS : d.rows, columns = COLUMNS ? COLUMNS : d.columns, count = rows * columns;
-  const vf offset = bias ? load_part(bias, n) : vf{};
-  for (int64_t t = 0; t < count; t++) {
-    float lanes[W] = {};
-    for (int64_t c = 0; c < n; c++) lanes[c] = weight[c * count + (d.mirrored ? count - 1 - t : t)];
-    store(taps + t * W, load(lanes));
-  }
-  // columns from which all taps of a row lie inside
-  const int64_t first = std::min(d.left, d.width);
-  const int64_t last = std::max(first, d.width - ((columns - 1) * d.column_step - d.left));
-  for (int64_t row = 0; row < d.height; row++) {
-    float *line = out + row * d.width * d.channels;
-    auto start = [&](int64_t column, int64_t lanes) {
-      return d.shortcut ? offset + load_part(x + row * d.x_y + column * d.x_x, lanes) : offset;
-    };
-    auto each_row = [&](auto f) {  // f(row of the map, taps)
-#pragma GCC unroll 3
-      for (int64_t i = 0; i < rows; i++) {
-        const int64_t y = row + i * d.row_step - d.top;
-        if (y >= 0 && y < d.height) f(x + y * d.x_y, taps + i * columns * W);
-      }
-    };
-    auto border = [&](int64_t from, int64_t end) {
-      for (int64_t column = from; column < end; column++) {
-        const int64_t outside = std::max<int64_t>(d.left - column, 0);
-        const int64_t j0 = (outside + d.column_step - 1) / d.column_step;
-        const int64_t j1 = std::min(columns, (d.width - 1 - column + d.left) / d.column_step + 1);
-        vf sum = start(column, n), other{};  // in turn, so that a row does not wait for the one before
-        each_row([&](const float *tokens, const float *tap) {
-          for (int64_t j = j0; j < j1; j++)
-            sum += load_part(tokens + (column + j * d.column_step - d.left) * d.x_x, n) * load(tap + j * W);
-          std::swap(sum, other);
-        });
-        vf sums[] = {sum + other};
-        activate(sums, d.activation);
-        store_part(line + column * d.channels, sums[0], n);
-      }
-    };
-    border(0, first);
-    int64_t column = first;
-    if (n == W)
-      for (; column + AT_ONCE <= last; column += AT_ONCE) {
-        vf sums[AT_ONCE];  // neighbouring columns share a tap
-        for (int c = 0; c < AT_ONCE; c++) sums[c] = start(column + c, W);
-        each_row([&](const float *tokens, const float *tap) {
-          const float *at = tokens + (column - d.left) * d.x_x;
+  const int64_t wide = VECTORS * W, last = n - (VECTORS - 1) * W;  // lanes of the last vector
+  auto lanes = [&](int v) { return v + 1 < VECTORS ? W : last; };
+  float *const taps = memory, *const seen = memory + count * wide;
+  for (int64_t t = 0; t < count; t++)
+    for (int64_t c = 0; c < wide; c++)
+      taps[t * wide + c] = c < n ? weight[c * count + (d.mirrored ? count - 1 - t : t)] : 0.0f;
+  vf offset[VECTORS] = {};
+  for (int v = 0; v < VECTORS && bias; v++) offset[v] = load_part(bias + v * W, lanes(v));
+  std::vector<int64_t> held(rows);  // the row of the map in every row of `seen`
+  for (int64_t from = 0; from < d.width; from += STRIP) {
+    const int64_t strip = std::min<int64_t>(STRIP, d.width - from), span = strip + (columns - 1) * d.column_step;
+    held.assign(rows, -1);
+    for (int64_t row = 0; row < d.height; row++) {
+      auto each_row = [&](auto f) {  // f(row of the map, its place, taps)
+        for (int64_t i = 0; i < rows; i++) {
+          const int64_t y = row + i * d.row_step - d.top;
+          if (y >= 0 && y < d.height) f(y, d.row_step == 1 ? y % rows : i, taps + i * columns * wide);
+        }
+      };
+      each_row([&](int64_t y, int64_t place, const float *) {
+        if (held[place] == y) return;
+        held[place] = y;
+        for (int64_t j = 0; j < span; j++) {
+          const int64_t column = from + j - d.left;
+          const float *token = x + y * d.x_y + column * d.x_x;
+          const bool inside = column >= 0 && column < d.width;
+          for (int v = 0; v < VECTORS; v++)
+            store(seen + (place * span + j) * wide + v * W, inside ? load_part(token + v * W, lanes(v)) : vf{});
+        }
+      });
+      auto some = [&](auto number, int64_t column) {  // neighbouring columns share a tap
+        constexpr int N = decltype(number)::value;
+        const int64_t place = row * d.width + from + column;
+        vf sums[N * VECTORS];
+        for (int c = 0; c < N; c++)
+          for (int v = 0; v < VECTORS; v++) {
+            sums[c * VECTORS + v] = offset[v];
+            if (d.shortcut)
+              sums[c * VECTORS + v] += load_part(x + row * d.x_y + (from + column + c) * d.x_x + v * W, lanes(v));
+          }
+        each_row([&](int64_t, int64_t place, const float *tap) {
+          const float *at = seen + (place * span + column) * wide;
 #pragma GCC unroll 4
-          for (int64_t j = 0; j < columns; j++, at += d.column_step * d.x_x)
-            for (int c = 0; c < AT_ONCE; c++) sums[c] += load(at + c * d.x_x) * load(tap + j * W);
+          for (int64_t j = 0; j < columns; j++, at += d.column_step * wide, tap += wide)
+            for (int v = 0; v < VECTORS; v++) {
+              const vf shared = load(tap + v * W);
+              for (int c = 0; c < N; c++) sums[c * VECTORS + v] += load(at + c * wide + v * W) * shared;
+            }
         });
-        activate(sums, d.activation);
-        for (int c = 0; c < AT_ONCE; c++) store(line + (column + c) * d.channels, sums[c]);
-      }
-    border(column, d.width);
+        activate<N * VECTORS>(sums, d.activation);
+        for (int c = 0; c < N; c++)
+          for (int v = 0; v < VECTORS; v++)
+            store_part(out + (place + c) * d.channels + v * W, sums[c * VECTORS + v], lanes(v));
+      };
+      int64_t column = 0;
+      for (; column + 4 <= strip; column += 4) some(std::integral_constant<int, 4>(), column);
+      for (; column < strip; column++) some(std::integral_constant<int, 1>(), column);
+    }
   }
 }
 
+template <int VECTORS> static auto convolution(const Depthwise &d) {
+  if (d.rows == 3 && d.columns == 3) return convolve<3, 3, VECTORS>;
+  if (d.rows == 1 && d.columns == 4) return convolve<1, 4, VECTORS>;
+  return convolve<0, 0, VECTORS>;
+}
+
+// Channels go to threads in pairs of vectors, which fill whole lines of the cache, and what is left in single ones.
 static void depthwise_thread(void *data) {
   DepthwiseJob &job = *(DepthwiseJob *)data;
   const Depthwise &d = *job.depthwise;
-  const int64_t blocks = (d.channels + W - 1) / W;
+  const int64_t pairs = d.channels / (2 * W), blocks = pairs + (d.channels - pairs * 2 * W + W - 1) / W;
   Scratch scratch;
-  if (!scratch.reserve(d.rows * d.columns * W)) {
+  if (!scratch.reserve(working_memory(d, 2))) {
     job.failed = true;
     return;
   }
-  auto *serve = d.rows == 3 && d.columns == 3 ? convolve<3, 3> : d.rows == 1 && d.columns == 4 ? convolve<1, 4> : convolve<0, 0>;
+  auto *serve_pair = convolution<2>(d), *serve = convolution<1>(d);
   for (int64_t item; (item = job.next++) < d.batch * blocks;) {
-    const int64_t b = item / blocks, c = item % blocks * W, n = std::min<int64_t>(W, d.channels - c);
-    serve(d, d.x + b * d.x_b + c, d.weight + c * d.rows * d.columns, d.bias ? d.bias + c : nullptr,
-          d.out + b * d.height * d.width * d.channels + c, n, scratch.base);
+    const int64_t b = item / blocks, i = item % blocks, c = (i < pairs ? 2 * i : pairs + i) * W;
+    (i < pairs ? serve_pair : serve)(d, d.x + b * d.x_b + c, d.weight + c * d.rows * d.columns, d.bias ? d.bias + c : nullptr,
+                                     d.out + b * d.height * d.width * d.channels + c,
+                                     i < pairs ? 2 * W : std::min<int64_t>(W, d.channels - c), scratch.base);
   }
 }
 
@@ -155,13 +180,13 @@ static void activation_thread(void *data) {
     for (; x + AT_ONCE * W <= end; x += AT_ONCE * W) {
       vf some[AT_ONCE];
       for (int j = 0; j < AT_ONCE; j++) some[j] = load(x + j * W);
-      activate(some, a.activation);
+      activate<AT_ONCE>(some, a.activation);
       for (int j = 0; j < AT_ONCE; j++) store(x + j * W, some[j]);
     }
     for (; x < end; x += W) {
       const int64_t n = std::min<int64_t>(W, end - x);
       vf last[] = {load_part(x, n)};
-      activate(last, a.activation);
+      activate<1>(last, a.activation);
       store_part(x, last[0], n);
     }
   }
