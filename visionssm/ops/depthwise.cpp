@@ -21,32 +21,28 @@ extern "C" struct Activation {  // likewise
 
 enum { NO_ACTIVATION = 0, WITH_GELU = 1, WITH_SILU = 2 };
 
-enum { AT_ONCE = 4 };  // vectors side by side: chains of dependent operations are long
-
-// GELU in place. erf(z) is right to 3e-7, and 1 from where it rounds to that: minimax fit of erf(z) / z by z^2, taken to
-// [-1, 1]. Not a fraction: a division takes as long as ten products.
-template <int COUNT> INLINE void gelu(vf *x) {
-  static const float fit[] = {3.607368469e-01f,  -1.801090837e-01f, 1.340821981e-01f,  -1.091603711e-01f, 9.063982219e-02f,
-                              -7.424104959e-02f, 5.810827389e-02f,  -4.229876027e-02f, 3.060757183e-02f,  -2.298588865e-02f,
-                              1.274567377e-02f,  -3.469681367e-03f, 3.079528455e-03f,  -4.373339470e-03f, 1.740332227e-03f};
-  vf z[COUNT], t[COUNT], sum[COUNT];
-  for (int i = 0; i < COUNT; i++) {
-    z[i] = at_least(-3.92f, at_most(3.92f, x[i] * 0.70710678118654752f));
-    t[i] = z[i] * z[i] * 1.301541025e-01f - 1.0f;
-    sum[i] = splat(fit[14]);
-  }
-#pragma GCC unroll 14
-  for (int n = 13; n >= 0; n--)
-    for (int i = 0; i < COUNT; i++) sum[i] = sum[i] * t[i] + fit[n];
-  for (int i = 0; i < COUNT; i++) x[i] *= 0.5f + 0.5f * at_least(-1.0f, at_most(1.0f, z[i] * sum[i]));
+// erf(z) is right to 3e-7, and 1 from where it rounds to that: minimax fit of erf(z) / z by z^2, taken to [-1, 1]. Not a
+// fraction: a division takes as long as ten products.
+template <class T> INLINE T gelu(T x) {
+  const T z = at_least(-3.92f, at_most(3.92f, x * 0.70710678118654752f)), t = z * z * 1.301541025e-01f - 1.0f;
+  T sum = t * 1.740332227e-03f - 4.373339470e-03f;
+  sum = sum * t + 3.079528455e-03f;
+  sum = sum * t - 3.469681367e-03f;
+  sum = sum * t + 1.274567377e-02f;
+  sum = sum * t - 2.298588865e-02f;
+  sum = sum * t + 3.060757183e-02f;
+  sum = sum * t - 4.229876027e-02f;
+  sum = sum * t + 5.810827389e-02f;
+  sum = sum * t - 7.424104959e-02f;
+  sum = sum * t + 9.063982219e-02f;
+  sum = sum * t - 1.091603711e-01f;
+  sum = sum * t + 1.340821981e-01f;
+  sum = sum * t - 1.801090837e-01f;
+  sum = sum * t + 3.607368469e-01f;
+  return x * (at_least(-1.0f, at_most(1.0f, z * sum)) * 0.5f + 0.5f);
 }
-
-template <int COUNT> INLINE void activate(vf *x, int64_t activation) {
-  enum { NOW = COUNT < AT_ONCE ? COUNT : AT_ONCE };
-  if (activation == WITH_GELU) gelu<NOW>(x);
-  if (activation == WITH_SILU)
-    for (int i = 0; i < NOW; i++) x[i] *= sigmoid(x[i]);
-  if constexpr (COUNT > NOW) activate<COUNT - NOW>(x + NOW, activation);
+template <class T> INLINE T activated(T x, int64_t activation) {
+  return activation == WITH_GELU ? gelu(x) : activation == WITH_SILU ? silu(x) : x;
 }
 
 struct DepthwiseJob {
@@ -100,9 +96,9 @@ static void convolve(const Depthwise &d, const float *x, const float *weight, co
             store(seen + (place * span + j) * wide + v * W, inside ? load_part(token + v * W, lanes(v)) : vf{});
         }
       });
-      auto some = [&](auto number, int64_t column) {  // neighbouring columns share a tap
-        constexpr int N = decltype(number)::value;
-        const int64_t place = row * d.width + from + column;
+      // as many neighbouring columns as `y` has vectors; they share a tap
+      auto some = [&](auto y, int64_t column) __attribute__((always_inline)) {
+        constexpr int N = sizeof y / sizeof(vf);
         vf sums[N * VECTORS];
         for (int c = 0; c < N; c++)
           for (int v = 0; v < VECTORS; v++) {
@@ -119,14 +115,16 @@ static void convolve(const Depthwise &d, const float *x, const float *weight, co
               for (int c = 0; c < N; c++) sums[c * VECTORS + v] += load(at + c * wide + v * W) * shared;
             }
         });
-        activate<N * VECTORS>(sums, d.activation);
-        for (int c = 0; c < N; c++)
-          for (int v = 0; v < VECTORS; v++)
-            store_part(out + (place + c) * d.channels + v * W, sums[c * VECTORS + v], lanes(v));
+        for (int v = 0; v < VECTORS; v++) {
+          for (int c = 0; c < N; c++) nth(y, c) = sums[c * VECTORS + v];
+          y = activated(y, d.activation);
+          for (int c = 0; c < N; c++)
+            store_part(out + (row * d.width + from + column + c) * d.channels + v * W, nth(y, c), lanes(v));
+        }
       };
       int64_t column = 0;
-      for (; column + 4 <= strip; column += 4) some(std::integral_constant<int, 4>(), column);
-      for (; column < strip; column++) some(std::integral_constant<int, 1>(), column);
+      for (; column + 4 <= strip; column += 4) some(Four(), column);
+      for (; column < strip; column++) some(vf(), column);
     }
   }
 }
@@ -177,17 +175,15 @@ static void activation_thread(void *data) {
   const int64_t part = 1024 * W;
   for (int64_t i; (i = job.next++ * part) < a.count;) {
     float *x = a.x + i, *end = a.x + std::min(a.count, i + part);
-    for (; x + AT_ONCE * W <= end; x += AT_ONCE * W) {
-      vf some[AT_ONCE];
-      for (int j = 0; j < AT_ONCE; j++) some[j] = load(x + j * W);
-      activate<AT_ONCE>(some, a.activation);
-      for (int j = 0; j < AT_ONCE; j++) store(x + j * W, some[j]);
+    for (; x + 4 * W <= end; x += 4 * W) {
+      Four some;
+      for (int j = 0; j < 4; j++) some[j] = load(x + j * W);
+      some = activated(some, a.activation);
+      for (int j = 0; j < 4; j++) store(x + j * W, some[j]);
     }
     for (; x < end; x += W) {
       const int64_t n = std::min<int64_t>(W, end - x);
-      vf last[] = {load_part(x, n)};
-      activate<1>(last, a.activation);
-      store_part(x, last[0], n);
+      store_part(x, activated(load_part(x, n), a.activation), n);
     }
   }
 }

@@ -39,7 +39,6 @@
 #include <cstring>
 #include <new>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 #if defined(__linux__)
@@ -252,43 +251,80 @@ INLINE vf absolute(vf x) {
   return x;
 }
 
+// Vectors side by side: every chain of operations is longer than what a processor looks ahead. Four have room in the
+// registers. What follows is written once, for T = vf and T = Four.
+struct Four {
+  vf v[4];
+  INLINE_MEMBER vf &operator[](int i) { return v[i]; }
+  INLINE_MEMBER vf operator[](int i) const { return v[i]; }
+};
+INLINE vf &nth(vf &x, int) { return x; }
+INLINE vf nth(const vf &x, int) { return x; }
+INLINE vf &nth(Four &x, int i) { return x[i]; }
+INLINE vf nth(const Four &x, int i) { return x[i]; }
+#define EACH(expression)                          \
+  {                                               \
+    Four y;                                       \
+    for (int i = 0; i < 4; i++) y[i] = expression; \
+    return y;                                     \
+  }
+INLINE Four operator*(Four a, Four b) EACH(a[i] * b[i])
+INLINE Four operator+(Four a, Four b) EACH(a[i] + b[i])
+INLINE Four operator-(Four a, Four b) EACH(a[i] - b[i])
+INLINE Four operator*(Four a, float b) EACH(a[i] * b)
+INLINE Four operator+(Four a, float b) EACH(a[i] + b)
+INLINE Four operator-(Four a, float b) EACH(a[i] - b)
+INLINE Four operator/(float a, Four b) EACH(a / b[i])
+INLINE Four at_least(float low, Four x) EACH(at_least(low, x[i]))
+INLINE Four at_most(float high, Four x) EACH(at_most(high, x[i]))
+INLINE Four absolute(Four x) EACH(absolute(x[i]))
+
+#if W == 16
+INLINE vf fraction(vf x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }  // x - floor(x)
+INLINE vf scaled(vf p, vf x) { return _mm512_scalef_ps(p, x); }                                      // p 2^floor(x)
+INLINE Four fraction(Four x) EACH(fraction(x[i]))
+INLINE Four scaled(Four p, Four x) EACH(scaled(p[i], x[i]))
+#else
+INLINE vf power(vf x) {  // of two; the exponent is in the low bits of the mantissa, biased
+  vi exponent;
+  vf scale;
+  memcpy(&exponent, &x, sizeof exponent);
+  exponent <<= 23;
+  memcpy(&scale, &exponent, sizeof scale);
+  return scale;
+}
+INLINE Four power(Four x) EACH(power(x[i]))
+#endif
+
 // 2^x: 2^0 is 1 exactly, relative error under 1.7e-7; 0 below -127 or so, infinite above 128 or so, NaN where x is.
 // Minimax fits of (2^f - 1) / f.
-INLINE vf exp2v(vf x) {
+template <class T> INLINE T exp2v(T x) {
 #if W == 16
-  const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-  vf p = splat(1.867130071e-03f);
-  p = p * f + 9.017030321e-03f;
+  const T f = fraction(x);
+  T p = f * 1.867130071e-03f + 9.017030321e-03f;
   p = p * f + 5.579991311e-02f;
   p = p * f + 2.401644502e-01f;
   p = p * f + 6.931513118e-01f;
   p = p * f + 1.0f;
-  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
+  return scaled(p, x);
 #else
   const float magic = 12582912.0f + 127.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
   x = at_least(-127.0f, at_most(128.0f, x));
-  const vf shifted = x + magic, f = x - (shifted - magic);
-  vf p = splat(1.326472720e-03f);
-  p = p * f + 9.671512640e-03f;
+  const T shifted = x + magic, f = x - (shifted - magic);
+  T p = f * 1.326472720e-03f + 9.671512640e-03f;
   p = p * f + 5.550733743e-02f;
   p = p * f + 2.402224209e-01f;
   p = p * f + 6.931469776e-01f;
   p = p * f + 1.0f;
-  vi exponent;  // biased
-  vf scale;
-  memcpy(&exponent, &shifted, sizeof exponent);
-  exponent <<= 23;
-  memcpy(&scale, &exponent, sizeof scale);
-  return p * scale;
+  return p * power(shifted);
 #endif
 }
 
 const float LOG2E = 1.4426950408889634f;
 
 // log(1 + e) for e in [0, 1], relative error under 1.9e-7. Minimax fit of log(1 + e) / e.
-INLINE vf log1pv(vf e) {
-  vf p = splat(5.232692682e-03f);
-  p = p * e - 2.950523243e-02f;
+template <class T> INLINE T log1pv(T e) {
+  T p = e * 5.232692682e-03f - 2.950523243e-02f;
   p = p * e + 7.822594153e-02f;
   p = p * e - 1.366324492e-01f;
   p = p * e + 1.910600635e-01f;
@@ -299,6 +335,7 @@ INLINE vf log1pv(vf e) {
   return p * e;
 }
 
+template <class T> INLINE T softplus(T x) { return at_least(0.0f, x) + log1pv(exp2v(absolute(x) * -LOG2E)); }
 INLINE vf softplus(vf x, vf *sigmoid) {
   const vf e = exp2v(absolute(x) * -LOG2E);
   if (sigmoid) {
@@ -307,7 +344,8 @@ INLINE vf softplus(vf x, vf *sigmoid) {
   }
   return at_least(0.0f, x) + log1pv(e);
 }
-INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp2v(x * -LOG2E)); }
+template <class T> INLINE T sigmoid(T x) { return 1.0f / (exp2v(x * -LOG2E) + 1.0f); }
+template <class T> INLINE T silu(T x) { return x * sigmoid(x); }
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 
@@ -436,6 +474,21 @@ struct View {
     for (int i = 0; i < NV; i++)
       to[i] = load_any(delta_rows, delta_base + q * delta_l + (v + i) * W, FAST ? (int64_t)KIND : delta_dtype_, lanes(v + i));
   }
+  // the same of vector 0 for four tokens
+  INLINE_MEMBER Four deltas(const int64_t *tokens) const {
+    Four sum{};
+    if (!rank) {
+      for (int i = 0; i < 4; i++) delta(tokens[i], &sum[i]);
+      return sum;
+    }
+    const float *rows[4];
+    for (int i = 0; i < 4; i++) rows[i] = (const float *)delta_rows + delta_base + tokens[i] * delta_l;
+    for (int64_t r = 0; r < rank; r++) {
+      const vf weight = load(projection + r * W);
+      for (int i = 0; i < 4; i++) sum[i] += weight * rows[i][r];
+    }
+    return sum;
+  }
   // rank rows of all vectors
   void fill_projection(float *to) {
     for (int64_t i = 0; i < (n + W - 1) / W * rank * W; i++) to[i] = 0.0f;
@@ -474,7 +527,7 @@ struct View {
   INLINE_MEMBER int64_t out_row(int64_t t, int64_t p) const { return out_base + p * out_p + t * out_t; }
 };
 
-static const int64_t TILE = 4;   // steps whose dt are computed together, so that their long chains overlap
+static const int TILE = 4;       // steps whose dt are computed together; as many as in `Four`
 static const int64_t AHEAD = 4;  // steps between asking for a row and needing it
 static const int64_t AHEAD_GRADS = 12;  // the same where a step is short
 
@@ -503,8 +556,9 @@ struct Sink {
   float *products;  // of `walk_alike`: C[t] . B[s] of the steps s of a run up to t, (K, T, RUN)
   bool first;       // whether they are to be computed: blocks of an image share them
 
+  // y of step t, at token p; `factor`: SiLU of its gate where that is known already
   template <int KIND>
-  INLINE_MEMBER void put(const View<KIND> &view, int64_t t, int64_t p, int64_t v, vf y) const {
+  INLINE_MEMBER void put(const View<KIND> &view, int64_t t, int64_t p, int64_t v, vf y, const vf *factor = nullptr) const {
     const int64_t lanes = view.lanes(v);
     if (KIND != FP32 && rows) {
       float *row = rows + p * stride + v * W;
@@ -514,8 +568,7 @@ struct Sink {
     int64_t at = view.out_row(t, p) + v * W;
     if (add) y += load_part((float *)s.out + at, lanes);
     if (gate) {
-      vf z = view.z(p, v);
-      y *= z * sigmoid(z);
+      y *= factor ? *factor : silu(view.z(p, v));
     }
     store_any(s.out, at, y, view.dtype(), lanes);
   }
@@ -549,7 +602,10 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
   const Scan &s = view.s;
   const int64_t N = NS ? NS : s.states, wide = WHAT == KEEP ? kept->vectors : 0;
   const bool activated = s.softplus, scalar = s.scalar_decay, alike = decays_alike(s), skips = s.D;
+  const bool gated = WHAT == OUTPUT && sink->gate;
   vf local[NS ? NS * NV : 1], skip[NV], bias[NV];
+  constexpr bool SIDE_BY_SIDE = WHAT == OUTPUT && NV == 1;  // steps; else the vectors of a step
+  Four tile_dt, tile_u, gates;
   float dts[TILE * NV * W], us[TILE * NV * W];
   float *a = WHAT == KEEP ? kept->a : nullptr, *h = WHAT == KEEP ? kept->h : nullptr;
   for (int v = 0; v < NV; v++) {
@@ -562,33 +618,47 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
   for (int64_t i = 0; WHAT == KEEP && i < NV * N; i++) store(h + place_of(i / N, i % N), load(state + i * W));
   for (int64_t start = t0; start < t1; start += TILE) {
     const int64_t end = start + TILE < t1 ? start + TILE : t1;
-    for (int64_t t = start; t < end; t++) {
-      const int64_t p = view.token(t), q = view.param_token(t);
-      view.template prefetch<NV>(t + AHEAD, WHAT == KEEP);
-      vf deltas[NV];
-      view.template delta<NV>(q, deltas);
+    if (SIDE_BY_SIDE) {  // behind the last step, that one again
+      int64_t params[TILE];
+      for (int i = 0; i < TILE; i++) {
+        const int64_t t = std::min(start + i, end - 1), p = view.token(t);
+        params[i] = view.param_token(t);
+        view.template prefetch<1>(start + i + AHEAD, false);
+        tile_u[i] = view.u(p);
+        if (gated) gates[i] = view.z(p);
+      }
+      tile_dt = view.deltas(params);
+      for (int i = 0; i < TILE; i++) tile_dt[i] += bias[0];
+      if (activated) tile_dt = softplus(tile_dt);
+      if (gated) gates = silu(gates);
+    } else
+      for (int64_t t = start; t < end; t++) {
+        const int64_t p = view.token(t), q = view.param_token(t);
+        view.template prefetch<NV>(t + AHEAD, WHAT == KEEP);
+        vf deltas[NV];
+        view.template delta<NV>(q, deltas);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) {
-        vf dt = deltas[v] + bias[v], slope = splat(1.0f);
-        const vf u = view.u(p, v);
-        if (activated) dt = softplus(dt, WHAT == KEEP ? &slope : nullptr);
-        const int64_t at = ((t - start) * NV + v) * W;
-        store(dts + at, dt);
-        store(us + at, u);
-        if (WHAT == KEEP) {
-          const int64_t row = ((t - t0) * wide + v) * W;
-          store(kept->dt + row, dt);
-          store(kept->slope + row, slope);
+        for (int v = 0; v < NV; v++) {
+          vf dt = deltas[v] + bias[v], slope = splat(1.0f);
+          const vf u = view.u(p, v);
+          if (activated) dt = softplus(dt, WHAT == KEEP ? &slope : nullptr);
+          const int64_t at = ((t - start) * NV + v) * W;
+          store(dts + at, dt);
+          store(us + at, u);
+          if (WHAT == KEEP) {
+            const int64_t row = ((t - t0) * wide + v) * W;
+            store(kept->dt + row, dt);
+            store(kept->slope + row, slope);
+          }
         }
       }
-    }
     for (int64_t t = start; t < end; t++) {
       const int64_t p = view.token(t), q = view.param_token(t);
       const float *Bq = view.B + q * view.B_l, *Cq = view.C + q * view.C_l;
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
-        const int64_t at = ((t - start) * NV + v) * W, row = (t - t0) * wide + v;
-        const vf dt = load(dts + at), u = load(us + at), du = dt * u;
+        const int64_t i = t - start, at = (i * NV + v) * W, row = (t - t0) * wide + v;
+        const vf dt = SIDE_BY_SIDE ? tile_dt[i] : load(dts + at), u = SIDE_BY_SIDE ? tile_u[i] : load(us + at), du = dt * u;
         const float *rate = rates + v * N * W;
         vf y = skips ? skip[v] * u : vf{};  // not 0 * u, which may be infinite
         if (NS) {
@@ -618,7 +688,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
             }
           }
         }
-        if (WHAT == OUTPUT) sink->put(view, t, p, v, y);
+        if (WHAT == OUTPUT) sink->put(view, t, p, v, y, SIDE_BY_SIDE ? &gates[i] : nullptr);
       }
     }
   }
@@ -908,8 +978,7 @@ static void forward_block(const Job &job, int64_t b, int64_t d0, int64_t n, bool
             const int64_t lanes = view.lanes(v), at = view.out_row(0, p) + v * W;
             vf y = load_part(direct ? (float *)s.out + at : rows + (p * vectors + v) * W, lanes);
             if (s.z && (job.visited.empty() || job.visited[k * s.length + p])) {  // a gate may be infinite
-              vf z = view.z(p, v);
-              y *= z * sigmoid(z);
+              y *= silu(view.z(p, v));
             }
             store_any(s.out, at, y, view.dtype(), lanes);
           }
