@@ -119,6 +119,7 @@ class RemoteLibrary:
         cpu.bind(self, cpu.Scan, 'scan_size', 'scan_check', 'scan_forward', 'scan_backward', 'scan_writes_once')
         cpu.bind(self, attention_cpu.Attention, 'attention_size', 'na_qk', 'na_av', 'na_av_transposed')
         cpu.bind(self, convolution_cpu.Depthwise, 'depthwise_size', 'depthwise')
+        cpu.bind(self, convolution_cpu.Activation, 'activation_size', 'activation')
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -157,6 +158,11 @@ def outcomes() -> dict[str, torch.Tensor]:
             for other in (False, True):
                 name = f'depthwise convolution, {kernel}, {activation}, {other}'
                 found[name] = convolution_cpu.depthwise(*tensors, activation, padding, (1, 1), other, other)
+    for activation in convolution_cpu.ACTIVATIONS:
+        generator = torch.Generator().manual_seed(0)
+        x, bias = (torch.randn(shape, generator=generator) for shape in ((9, 117), (117,)))
+        convolution_cpu.activate(x, bias, activation)
+        found[f'activation, {activation}'] = x
     return found
 
 
@@ -212,7 +218,7 @@ def main() -> int:
     args = parser.parse_args()
     wanted = {'visionssm_has_fp16', 'visionssm_vector_width', 'visionssm_scan_size', 'visionssm_attention_size'}
     scans = 'scan_check', 'scan_forward', 'scan_backward', 'scan_writes_once'
-    others = 'na_qk', 'na_av', 'na_av_transposed', 'depthwise', 'depthwise_size'
+    others = 'na_qk', 'na_av', 'na_av_transposed', 'depthwise', 'depthwise_size', 'activation', 'activation_size'
     wanted |= {f'visionssm_{name}' for name in (*scans, *others)}
     torch.set_num_threads(2)
     expected, results = outcomes(), []

@@ -11,7 +11,14 @@ from torch import nn
 from visionssm.layers import SS2D, DepthwiseConv, Mlp
 from visionssm.layers.functional import activated_at_once, causal_silu_at_once
 from visionssm.layers.mamba import CausalConv1d
-from visionssm.ops import available_backends, convolution_cpu, depthwise_at_once, gelu_at_once, onednn, use_backend
+from visionssm.ops import (
+    available_backends,
+    convolution_cpu,
+    depthwise_at_once,
+    linear_gelu_at_once,
+    onednn,
+    use_backend,
+)
 
 pytestmark = pytest.mark.skipif(
     bool(available_backends()['cpu']) or not onednn.ON_X86, reason='no C++ kernel, or not on this kind of machine'
@@ -102,36 +109,46 @@ def test_module():
         assert not conv(x).any()
 
 
-@pytest.mark.parametrize('count', [1 << 15, (1 << 15) + 1, (1 << 17) + 77])
-def test_gelu(count):
-    x = torch.linspace(-12, 12, count)
-    x[7 :: count // 7][:7] = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-30, 3e38, -3e38])
-    expected = F.gelu(x.double()).float()
-    with torch.no_grad():
-        assert gelu_at_once(x)
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('shape', [(1 << 12, 8), (331, 100), (5, 7, 1000)], ids=str)
+def test_gelu(shape, bias):
+    x = torch.linspace(-12, 12, math.prod(shape)).view(shape)
+    x.view(-1)[7:14] = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-30, 3e38, -3e38])
+    offset = torch.randn(shape[-1]) if bias else None
+    expected = F.gelu(x.double() + offset if bias else x.double()).float()
+    convolution_cpu.activate(x, offset, 'gelu')
     torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
-def test_gelu_that_must_be_called():
-    x = torch.randn(200, 400)
-    before = x.clone()
-    assert not gelu_at_once(x)  # gradients
+def test_linear_with_gelu():
+    layer, x = nn.Linear(20, 130), torch.randn(2, 15, 20, 40)[..., ::2]
+    expected = F.gelu(layer(x))
+    assert linear_gelu_at_once(x, layer.weight, layer.bias) is None  # gradients
     with torch.no_grad():
-        for other in (x.t(), x[:, ::2], x[:10], x[:0], x.double(), x.bfloat16(), x.view(torch.int32), x.to('meta')):
-            assert not gelu_at_once(other)
+        torch.testing.assert_close(linear_gelu_at_once(x, layer.weight, layer.bias), expected, rtol=1e-5, atol=1e-6)
+        plain = linear_gelu_at_once(x, layer.weight, None)
+        torch.testing.assert_close(plain, F.gelu(F.linear(x, layer.weight)), rtol=1e-5, atol=1e-6)
+        strided = torch.randn(130, 2)[:, 0]
+        torch.testing.assert_close(
+            linear_gelu_at_once(x, layer.weight, strided),
+            F.gelu(F.linear(x, layer.weight, strided)),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        for other in (x[:1, :1], x[:0], x.double(), x.bfloat16(), x.to('meta')):
+            assert linear_gelu_at_once(other, layer.weight.to(other), layer.bias.to(other)) is None
         with use_backend('linear=torch'):
-            assert not gelu_at_once(x)
-    assert torch.equal(x, before)
+            assert linear_gelu_at_once(x, layer.weight, layer.bias) is None
 
 
-def test_mlp_puts_gelu_in_its_place():
+def test_mlp_asks_for_it():
     mlp, x = Mlp(32, 256).eval(), torch.randn(2, 20, 20, 32)
     expected = mlp(x)
     seen = []
     with torch.inference_mode():
         with unittest.mock.patch.object(nn.GELU, 'forward', None):
             torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
-        mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(y))  # keeps what would be overwritten
+        mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(y))
         torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(seen[0], mlp.fc1(x))
         mlp.act = nn.ReLU()

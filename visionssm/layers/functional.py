@@ -15,9 +15,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from visionssm.ops import (
     attention,
     depthwise_at_once,
-    gelu_at_once,
     has_other_linear,
     linear,
+    linear_gelu_at_once,
     na_av,
     na_bias,
     na_qk,
@@ -115,24 +115,23 @@ def activated_at_once(
         return depthwise_at_once(x, conv.weight, conv.bias, activation, conv.padding, conv.dilation, False, shortcut)
 
 
-def activated_in_place(x: Tensor, layer: nn.Linear, act: nn.Module | str) -> bool:
-    """Put GELU of a linear layer's output in its place at inference.
+def linear_activated_at_once(x: Tensor, layer: nn.Linear, act: nn.Module | str) -> Tensor | None:
+    """A linear layer and GELU without calling them at inference.
 
     Args:
-        x: What `layer` gave.
+        x: (..., C).
         layer: The layer.
         act: The activation: a module, or gelu.
 
     Returns:
-        Whether it was done; else the activation must be called.
+        (..., D); None where the modules must be called.
     """
     if type(x) is not Tensor or not _is_eager_inference():
-        return False
+        return None
     with replacing.paused():
-        if not is_untouched(layer, (Linear,)):  # nobody else has seen x
-            return False
-        activation = act if isinstance(act, str) else _name_of(act)
-        return activation == 'gelu' and gelu_at_once(x)
+        if not is_untouched(layer, (Linear,)) or (act if isinstance(act, str) else _name_of(act)) != 'gelu':
+            return None
+        return linear_gelu_at_once(x, layer.weight, layer.bias)
 
 
 def _is_eager_inference() -> bool:
@@ -166,6 +165,13 @@ def causal_silu_at_once(x: Tensor, conv: nn.Conv1d, backwards: bool, kind: type[
         zeros = 0 if backwards else weight.shape[3] - 1
         y = depthwise_at_once(x.unsqueeze(1), weight, conv.bias, 'silu', (0, zeros), mirrored=backwards)
         return None if y is None else y.squeeze(1)
+
+
+def causal_takes_strides(x: Tensor) -> bool:
+    """Whether `causal_silu_at_once`, which takes any strides, will do as long as nothing is attached to its module."""
+    if torch.jit.is_scripting():
+        return False
+    return type(x) is Tensor and _is_eager_inference() and x.dtype == torch.float32 and x.device.type == 'cpu'
 
 
 _ACTIVATIONS = {nn.Identity: 'none', nn.GELU: 'gelu', nn.SiLU: 'silu'}

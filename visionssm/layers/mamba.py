@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionssm.ops.export import wants_plain
 from visionssm.scans import ScanOrder, get_scan
 
-from .functional import Linear, add_tokens, causal_silu_at_once, scan_projected, silu_once
+from .functional import Linear, add_tokens, causal_silu_at_once, causal_takes_strides, scan_projected, silu_once
 from .mlp import NormedGate
 from .scanning import ScanningModule, ScanSpec, check_local_window
 from .ssm import StepProjector, at_least_fp32, decay_rates, init_A_log, init_dt_bias
@@ -248,7 +248,7 @@ class MambaMixer(ScanningModule):
         if self.zeros:
             x = F.pad(x, [0, 0, 0, 1])
         x, z = x.chunk(2, -1)
-        if self.some_along_rows:
+        if self.some_along_rows and not causal_takes_strides(x):
             x = x.contiguous()  # once, or every convolution would
         inside = z if self.along_rows else None  # the gate, where all scans can apply it
         outputs = [  # one scan each: a single one would first have to put the results of all directions side by side

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import FastLinears, Linear, activated_at_once, activated_in_place, is_untouched
+from .functional import FastLinears, Linear, activated_at_once, is_untouched, linear_activated_at_once
 
 # between two layers, per thread: these stay in the cache, and malloc asks the system for no memory to hold them
 _MOST_ELEMENTS = 1 << 21
@@ -91,11 +91,11 @@ class Mlp(ImagewiseMlp):
 
     def mix(self, x: Tensor) -> Tensor:
         """Apply to every token."""
-        x = self.fc1(x)
-        activated = False
-        if not torch.jit.is_scripting():
-            activated = activated_in_place(x, self.fc1, self.act)
-        return self.fc2(x if activated else self.act(x))
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = linear_activated_at_once(x, self.fc1, self.act)
+            if y is not None:
+                return self.fc2(y)
+        return self.fc2(self.act(self.fc1(x)))
 
 
 _KINDS = frozenset({DepthwiseMlp, Mlp, Linear, nn.Conv2d, nn.GELU})

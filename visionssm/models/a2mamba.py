@@ -40,13 +40,13 @@ from visionssm.layers import (
     ScanSpec,
     StateScan,
     Stem,
-    activated_in_place,
     at_least_fp32,
     attention,
     call_without_autocast,
     channels_last,
     check_image_size,
     is_called,
+    linear_activated_at_once,
     linear_without_autocast,
     na_av,
     na_weights,
@@ -190,11 +190,11 @@ class ConvMlp(FastLinears):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix channels."""
-        x = self.fc1(x)
-        activated = False
-        if not torch.jit.is_scripting():
-            activated = activated_in_place(x, self.fc1, 'gelu')
-        return self.fc2(self.conv(x if activated else F.gelu(x)))
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = linear_activated_at_once(x, self.fc1, 'gelu')
+            if y is not None:
+                return self.fc2(self.conv(y))
+        return self.fc2(self.conv(F.gelu(self.fc1(x))))
 
 
 class AffineScale(nn.Module):

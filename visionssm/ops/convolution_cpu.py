@@ -29,7 +29,7 @@ class Depthwise(ctypes.Structure):
 class Activation(ctypes.Structure):
     """`struct Activation`, likewise."""
 
-    _fields_ = cpu.fields('count activation threads', 'x gomp_parallel')
+    _fields_ = cpu.fields('rows channels activation threads', 'x bias gomp_parallel')
 
 
 @lru_cache(maxsize=1)
@@ -78,10 +78,12 @@ def depthwise(
     return out
 
 
-def activate(x: Tensor, activation: str) -> None:
-    """Put the activation, one of `ACTIVATIONS`, of a contiguous fp32 tensor in its place."""
+def activate(x: Tensor, bias: Tensor | None, activation: str) -> None:
+    """Put the activation of x + bias in the place of x, (..., C); both are contiguous and fp32, the bias is (C,)."""
+    channels, kind = x.shape[-1], ACTIVATIONS.index(activation)
     threads = max(1, min(torch.get_num_threads(), x.numel() // _ACTIVATIONS_PER_THREAD))
-    call = Activation(x.numel(), ACTIVATIONS.index(activation), threads, x.data_ptr(), cpu.gomp_parallel())
+    address = None if bias is None else bias.data_ptr()
+    call = Activation(x.numel() // channels, channels, kind, threads, x.data_ptr(), address, cpu.gomp_parallel())
     _library().visionssm_activation(ctypes.byref(call))
 
 

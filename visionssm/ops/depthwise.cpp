@@ -14,8 +14,9 @@ extern "C" struct Depthwise {  // every field is 8 bytes wide; `convolution_cpu.
 };
 
 extern "C" struct Activation {  // likewise
-  int64_t count, activation, threads;
-  float *x;  // contiguous, read and written
+  int64_t rows, channels, activation, threads;
+  float *x;           // (rows, channels), contiguous, read and written
+  const float *bias;  // (channels), added before; or null
   void *gomp_parallel;
 };
 
@@ -59,9 +60,9 @@ static int64_t working_memory(const Depthwise &d, int64_t vectors) {
   return (d.columns + span) * d.rows * vectors * W;
 }
 
-// n channels of one image in VECTORS vectors, with a kernel of ROWS by COLUMNS; 0: as `d` says. What the rows of a strip hold of
-// these channels is first put side by side, with the zeros around the map: where it lies, tokens are so far apart that few
-// of them fit in the cache at once.
+// n channels of one image in VECTORS vectors, with a kernel of ROWS by COLUMNS; 0: as `d` says. What the rows of a strip
+// hold of these channels is first put side by side, with the zeros around the map: where it lies, tokens are so far apart
+// that few of them fit in the cache at once.
 template <int ROWS, int COLUMNS, int VECTORS>
 static void convolve(const Depthwise &d, const float *x, const float *weight, const float *bias, float *out, int64_t n,
                      float *memory) {
@@ -172,20 +173,23 @@ struct ActivationJob {
 static void activation_thread(void *data) {
   ActivationJob &job = *(ActivationJob *)data;
   const Activation &a = *job.activation;
-  const int64_t part = 1024 * W;
-  for (int64_t i; (i = job.next++ * part) < a.count;) {
-    float *x = a.x + i, *end = a.x + std::min(a.count, i + part);
-    for (; x + 4 * W <= end; x += 4 * W) {
-      Four some;
-      for (int j = 0; j < 4; j++) some[j] = load(x + j * W);
-      some = activated(some, a.activation);
-      for (int j = 0; j < 4; j++) store(x + j * W, some[j]);
+  const int64_t part = std::max<int64_t>(1, (1 << 14) / a.channels);
+  auto offset = [&](int64_t c, int64_t n) { return a.bias ? load_part(a.bias + c, n) : vf{}; };
+  for (int64_t row; (row = job.next++ * part) < a.rows;)
+    for (const int64_t end = std::min(row + part, a.rows); row < end; row++) {
+      float *x = a.x + row * a.channels;
+      int64_t c = 0;
+      for (; c + 4 * W <= a.channels; c += 4 * W) {
+        Four some;
+        for (int i = 0; i < 4; i++) some[i] = load(x + c + i * W) + offset(c + i * W, W);
+        some = activated(some, a.activation);
+        for (int i = 0; i < 4; i++) store(x + c + i * W, some[i]);
+      }
+      for (; c < a.channels; c += W) {
+        const int64_t n = std::min<int64_t>(W, a.channels - c);
+        store_part(x + c, activated(load_part(x + c, n) + offset(c, n), a.activation), n);
+      }
     }
-    for (; x < end; x += W) {
-      const int64_t n = std::min<int64_t>(W, end - x);
-      store_part(x, activated(load_part(x, n), a.activation), n);
-    }
-  }
 }
 
 EXPORT int64_t visionssm_activation_size() { return sizeof(Activation); }

@@ -148,16 +148,22 @@ def depthwise_at_once(
     return run('depthwise', _library().depthwise, x, weight, bias, activation, padding, dilation, mirrored, shortcut)
 
 
-def gelu_at_once(x: Tensor) -> bool:
-    """Put GELU of `x` in its place, in C++.
+def linear_gelu_at_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """GELU of a linear layer, its bias and the activation in C++: MKL would first write the bias to the whole output.
+
+    Args:
+        x: (..., C).
+        weight: (D, C).
+        bias: (D,).
 
     Returns:
-        Whether it was done; it is not where `depthwise_at_once` would not serve, nor for few or scattered elements.
+        (..., D); None where `depthwise_at_once` would not serve, and for few elements.
     """
-    if not _library_serves(x) or x.numel() < _LEAST_ELEMENTS or not x.is_contiguous():
-        return False
-    run('gelu', _library().activate, x, 'gelu')
-    return True
+    if not _library_serves(x, weight, bias) or x.numel() // x.shape[-1] * weight.shape[0] < _LEAST_ELEMENTS:
+        return None
+    y = linear(x, weight)
+    run('gelu', _library().activate, y, None if bias is None else bias.contiguous(), 'gelu')
+    return y
 
 
 def _library_serves(*tensors: Tensor | None) -> bool:

@@ -259,9 +259,7 @@ struct Four {
   INLINE_MEMBER vf operator[](int i) const { return v[i]; }
 };
 INLINE vf &nth(vf &x, int) { return x; }
-INLINE vf nth(const vf &x, int) { return x; }
 INLINE vf &nth(Four &x, int i) { return x[i]; }
-INLINE vf nth(const Four &x, int i) { return x[i]; }
 #define EACH(expression)                          \
   {                                               \
     Four y;                                       \
@@ -736,7 +734,7 @@ static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, in
     for (int i = 0; i < RUN; i++) first_rates[i * NV + v] = rate[v][0];
   }
   for (int64_t start = t0; start < t1; start += RUN) {
-    const int64_t count = t1 - start < RUN ? t1 - start : RUN;
+    const int64_t count = std::min<int64_t>(t1 - start, RUN);
     const float *B[RUN], *C[RUN];
     vf dts[ALL], us[ALL], decays[ALL], dus[ALL], ys[ALL], whole[NV];
     const float *CB = products + start * RUN;
