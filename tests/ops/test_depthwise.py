@@ -137,6 +137,9 @@ def test_linear_with_gelu():
         )
         for other in (x[:1, :1], x[:0], x.double(), x.bfloat16(), x.to('meta')):
             assert linear_gelu_at_once(other, layer.weight.to(other), layer.bias.to(other)) is None
+        for bias in (torch.ones(1), torch.ones(()), torch.ones(3), torch.ones(200)):  # torch broadcasts or refuses
+            assert linear_gelu_at_once(x, layer.weight, bias) is None
+        assert linear_gelu_at_once(x, layer.weight[0], None) is None
         with use_backend('linear=torch'):
             assert linear_gelu_at_once(x, layer.weight, layer.bias) is None
 

@@ -45,6 +45,17 @@ def test_result_belongs_to_the_caller():
     assert (scan_order('cross', 3, 3, like).numpy() == get_scan('cross').table(3, 3)).all()
 
 
+@pytest.mark.parametrize('transform', ['functionalize', 'grad', 'vmap'])
+def test_table_first_built_in_a_transform_is_plain(transform):
+    def total(x):
+        return (x * scan_order('snake', 13, 3, x).sum()).sum()
+
+    getattr(torch.func, transform)(total)(torch.ones(2))
+    table = scan_order('snake', 13, 3, torch.empty(0))
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(table) and not torch._is_functional_tensor(table)
+    assert (table.numpy() == get_scan('snake').table(13, 3)).all()
+
+
 def test_table_first_built_in_inference_mode_serves_training():
     like = torch.zeros(1)
     with torch.inference_mode():

@@ -19,6 +19,7 @@ from .embed import (
 from .functional import (
     FastLinears,
     Linear,
+    activated_at_once,
     add_tokens,
     attention,
     is_untouched,
@@ -88,6 +89,7 @@ __all__ = [
     'StreamLayerNorm',
     'StreamNorm',
     'StridedPatchEmbed',
+    'activated_at_once',
     'add_tokens',
     'at_least_fp32',
     'attention',

@@ -17,21 +17,18 @@ class DepthwiseConv(nn.Conv2d):
     Args:
         dim: Channels.
         kernel_size: Side of the kernel, odd.
-        shortcut: Add the map itself.
     """
 
-    def __init__(self, dim: int, kernel_size: int, shortcut: bool = False, device=None, dtype=None) -> None:
+    def __init__(self, dim: int, kernel_size: int, device=None, dtype=None) -> None:
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
-        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
         if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
-            y = activated_at_once(x, self, 'none', self.shortcut, DepthwiseConv)
+            y = activated_at_once(x, self, 'none', kind=DepthwiseConv)
             if y is not None:
                 return y
-        y = self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
-        return x + y if self.shortcut else y
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class BottleneckStem(Stem):

@@ -40,6 +40,7 @@ from visionssm.layers import (
     ScanSpec,
     StateScan,
     Stem,
+    activated_at_once,
     at_least_fp32,
     attention,
     call_without_autocast,
@@ -185,7 +186,7 @@ class ConvMlp(FastLinears):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.fc1 = Linear(dim, hidden, **dd)
-        self.conv = DepthwiseConv(hidden, 3, shortcut=True, **dd)
+        self.conv = DepthwiseConv(hidden, 3, **dd)
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,8 +194,10 @@ class ConvMlp(FastLinears):
         if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
             y = linear_activated_at_once(x, self.fc1, 'gelu')
             if y is not None:
-                return self.fc2(self.conv(y))
-        return self.fc2(self.conv(F.gelu(self.fc1(x))))
+                z = activated_at_once(y, self.conv, 'none', True, DepthwiseConv)
+                return self.fc2(y + self.conv(y) if z is None else z)
+        x = F.gelu(self.fc1(x))
+        return self.fc2(x + self.conv(x))
 
 
 class AffineScale(nn.Module):

@@ -4,7 +4,7 @@ from . import flops  # noqa: F401  tells torch what the operators count as
 from .dispatch import BackendUnavailableError, available_backends, use_backend
 from .mamba import selective_scan_fn
 from .neighborhood import na_av, na_bias, na_qk, na_weights
-from .products import attention, depthwise_at_once, has_other_linear, linear, linear_gelu_at_once
+from .products import attention, depthwise_at_once, has_other_linear, library_serves, linear, linear_gelu_at_once
 from .reference import selective_scan_ref
 from .selective_scan import scan_projected, scan_tokens, selective_scan
 
@@ -14,6 +14,7 @@ __all__ = [
     'available_backends',
     'depthwise_at_once',
     'has_other_linear',
+    'library_serves',
     'linear',
     'linear_gelu_at_once',
     'na_av',

@@ -54,15 +54,16 @@ struct DepthwiseJob {
 
 enum { STRIP = 64 };  // columns of which all rows are done before the next ones
 
-// Floats of a kernel and of what it sees of a strip, for as many vectors side by side.
-static int64_t working_memory(const Depthwise &d, int64_t vectors) {
+// Floats of a kernel and of what it sees of a strip, for as many vectors side by side; behind them is which rows these are,
+// in two floats each.
+static int64_t rows_memory(const Depthwise &d, int64_t vectors) {
   const int64_t span = std::min<int64_t>(STRIP, d.width) + (d.columns - 1) * d.column_step;
   return (d.columns + span) * d.rows * vectors * W;
 }
 
 // n channels of one image in VECTORS vectors, with a kernel of ROWS by COLUMNS; 0: as `d` says. What the rows of a strip
 // hold of these channels is first put side by side, with the zeros around the map: where it lies, tokens are so far apart
-// that few of them fit in the cache at once.
+// that few of them fit in the cache at once. Taps are finite: those left and right of the map meet these zeros.
 template <int ROWS, int COLUMNS, int VECTORS>
 static void convolve(const Depthwise &d, const float *x, const float *weight, const float *bias, float *out, int64_t n,
                      float *memory) {
@@ -70,15 +71,15 @@ static void convolve(const Depthwise &d, const float *x, const float *weight, co
   const int64_t wide = VECTORS * W, last = n - (VECTORS - 1) * W;  // lanes of the last vector
   auto lanes = [&](int v) { return v + 1 < VECTORS ? W : last; };
   float *const taps = memory, *const seen = memory + count * wide;
+  int64_t *const held = (int64_t *)(memory + rows_memory(d, VECTORS));  // the row of the map in every row of `seen`
   for (int64_t t = 0; t < count; t++)
     for (int64_t c = 0; c < wide; c++)
       taps[t * wide + c] = c < n ? weight[c * count + (d.mirrored ? count - 1 - t : t)] : 0.0f;
   vf offset[VECTORS] = {};
   for (int v = 0; v < VECTORS && bias; v++) offset[v] = load_part(bias + v * W, lanes(v));
-  std::vector<int64_t> held(rows);  // the row of the map in every row of `seen`
   for (int64_t from = 0; from < d.width; from += STRIP) {
     const int64_t strip = std::min<int64_t>(STRIP, d.width - from), span = strip + (columns - 1) * d.column_step;
-    held.assign(rows, -1);
+    std::fill(held, held + rows, -1);
     for (int64_t row = 0; row < d.height; row++) {
       auto each_row = [&](auto f) {  // f(row of the map, its place, taps)
         for (int64_t i = 0; i < rows; i++) {
@@ -142,7 +143,7 @@ static void depthwise_thread(void *data) {
   const Depthwise &d = *job.depthwise;
   const int64_t pairs = d.channels / (2 * W), blocks = pairs + (d.channels - pairs * 2 * W + W - 1) / W;
   Scratch scratch;
-  if (!scratch.reserve(working_memory(d, 2))) {
+  if (!scratch.reserve(rows_memory(d, 2) + 2 * d.rows)) {
     job.failed = true;
     return;
   }

@@ -137,13 +137,12 @@ def depthwise_at_once(
         shortcut: Add the map itself before the activation.
 
     Returns:
-        (B, H, W, C); None where it does not serve: gradients, transforms, programs, dtypes other than fp32, and a
-        backend of `linear` that is asked for.
+        (B, H, W, C); None where it does not serve, as `library_serves` says.
 
     Raises:
         ValueError: If the arguments do not fit together.
     """
-    if not _library_serves(x, weight, bias):
+    if not library_serves(x, weight, bias):
         return None
     return run('depthwise', _library().depthwise, x, weight, bias, activation, padding, dilation, mirrored, shortcut)
 
@@ -157,17 +156,24 @@ def linear_gelu_at_once(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
         bias: (D,).
 
     Returns:
-        (..., D); None where `depthwise_at_once` would not serve, and for few elements.
+        (..., D); None where it does not serve, as `library_serves` says, for few elements, and for shapes that torch
+        has to broadcast or to refuse.
     """
-    if not _library_serves(x, weight, bias) or x.numel() // x.shape[-1] * weight.shape[0] < _LEAST_ELEMENTS:
+    if not library_serves(x, weight, bias) or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    if x.numel() // x.shape[-1] * weight.shape[0] < _LEAST_ELEMENTS:
         return None
     y = linear(x, weight)
     run('gelu', _library().activate, y, None if bias is None else bias.contiguous(), 'gelu')
     return y
 
 
-def _library_serves(*tensors: Tensor | None) -> bool:
-    """Whether the C++ library may compute with what nobody differentiates, traces or watches."""
+def library_serves(*tensors: Tensor | None) -> bool:
+    """Whether the C++ library may compute with these at inference.
+
+    It may with dense fp32 tensors of an x86 CPU that are not empty, where nobody differentiates, transforms, traces,
+    compiles or watches, autocast is off, and no backend of `linear` is asked for.
+    """
     given = [x for x in tensors if x is not None]
     return (
         not torch.is_grad_enabled()

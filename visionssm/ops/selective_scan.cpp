@@ -525,7 +525,7 @@ struct View {
   INLINE_MEMBER int64_t out_row(int64_t t, int64_t p) const { return out_base + p * out_p + t * out_t; }
 };
 
-static const int TILE = 4;       // steps whose dt are computed together; as many as in `Four`
+static const int TILE = sizeof(Four) / sizeof(vf);  // steps whose dt are computed together
 static const int64_t AHEAD = 4;  // steps between asking for a row and needing it
 static const int64_t AHEAD_GRADS = 12;  // the same where a step is short
 
@@ -686,7 +686,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
             }
           }
         }
-        if (WHAT == OUTPUT) sink->put(view, t, p, v, y, SIDE_BY_SIDE ? &gates[i] : nullptr);
+        if (WHAT == OUTPUT) sink->put(view, t, p, v, y, SIDE_BY_SIDE && gated ? &gates[i] : nullptr);
       }
     }
   }
