@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ PARTS = {
     'export speed': speed.export_table,
     'forms': speed.forms_table,
     'large model speed': speed.large_table,
+    'large model speed, AVX2': partial(speed.models_table, 'avx2/large_cpu.json'),
     'licences': choosing.licences,
     'model table': choosing.table_of_models,
     'recipe keys': reference.recipe_keys,
     'model speed': speed.models_table,
+    'model speed, AVX2': partial(speed.models_table, 'avx2/models_cpu.json'),
     'resolution': speed.resolution_table,
+    'resolution, AVX2': partial(speed.resolution_table, 'avx2/resolution_cpu.json'),
     'scan orders': reference.scan_orders,
     'scan speed': speed.scan_table,
+    'scan speed, AVX2': partial(speed.scan_table, 'avx2/scan_cpu.json'),
     'training speed': speed.training_table,
+    'training speed, AVX2': partial(speed.models_table, 'avx2/training_cpu.json'),
 }
 # pages that stand elsewhere
 PAGES = {

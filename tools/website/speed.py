@@ -10,9 +10,9 @@ from visionssm.hub.card import table
 RESULTS = Path(__file__).resolve().parents[2] / 'results'
 
 
-def resolution_table() -> str:
+def resolution_table(file: str = 'resolution_cpu.json') -> str:
     """Time and memory of one image by side, a row per side."""
-    report = _report('resolution_cpu.json')
+    report = _report(file)
     cells = {(row['model'], row['side']): row for row in report['results']}
     models, sides = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
     ours, *others = models
@@ -48,9 +48,9 @@ def large_table() -> str:
     return models_table('large_cpu.json')
 
 
-def scan_table() -> str:
+def scan_table(file: str = 'scan_cpu.json') -> str:
     """The scan at every shape, beside the loop and what the machine's arithmetic and memory take at least."""
-    report = _report('scan_cpu.json')
+    report = _report(file)
     rows = []
     for row in report['results']:
         ms = row['ms']
