@@ -1,7 +1,6 @@
 """Depthwise convolutions and GELU in C++: the values of their modules, and these themselves where one could tell."""
 
 import math
-import unittest.mock
 
 import pytest
 import torch
@@ -144,12 +143,13 @@ def test_linear_with_gelu():
             assert linear_gelu_at_once(x, layer.weight, layer.bias) is None
 
 
-def test_mlp_asks_for_it():
+def test_mlp_asks_for_it(monkeypatch):
     mlp, x = Mlp(32, 256).eval(), torch.randn(2, 20, 20, 32)
     expected = mlp(x)
     seen = []
     with torch.inference_mode():
-        with unittest.mock.patch.object(nn.GELU, 'forward', None):
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.GELU, 'forward', None)
             torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)
         mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(y))
         torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-6)

@@ -106,7 +106,7 @@ def activated_at_once(
     with replacing.paused():
         if not is_untouched(conv, (kind,)):
             return None
-        activation = act if isinstance(act, str) else _name_of(act)
+        activation = _name_of(act)
         if activation is None:
             return None
         if conv.groups != conv.in_channels or conv.stride != (1, 1) or conv.padding_mode != 'zeros':
@@ -130,7 +130,7 @@ def linear_activated_at_once(x: Tensor, layer: nn.Linear, act: nn.Module | str) 
     if type(x) is not Tensor or not _is_eager_inference():
         return None
     with replacing.paused():
-        if not is_untouched(layer, (Linear,)) or (act if isinstance(act, str) else _name_of(act)) != 'gelu':
+        if not is_untouched(layer, (Linear,)) or _name_of(act) != 'gelu':
             return None
         return linear_gelu_at_once(x, layer.weight, layer.bias)
 
@@ -139,7 +139,9 @@ def _is_eager_inference() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def _name_of(act: nn.Module) -> str | None:
+def _name_of(act: nn.Module | str) -> str | None:
+    if isinstance(act, str):
+        return act
     if not is_untouched(act, _ACTIVATIONS) or (type(act) is nn.GELU and act.approximate != 'none'):
         return None
     return _ACTIVATIONS[type(act)]

@@ -194,10 +194,16 @@ class ConvMlp(FastLinears):
         if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
             y = linear_activated_at_once(x, self.fc1, 'gelu')
             if y is not None:
-                z = activated_at_once(y, self.conv, 'none', True, DepthwiseConv)
-                return self.fc2(y + self.conv(y) if z is None else z)
-        x = F.gelu(self.fc1(x))
-        return self.fc2(x + self.conv(x))
+                return self.fc2(self.convolve(y))
+        return self.fc2(self.convolve(F.gelu(self.fc1(x))))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution and its shortcut."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  the script compiler leaves out what stands under this alone
+            y = activated_at_once(x, self.conv, 'none', True, DepthwiseConv)
+            if y is not None:
+                return y
+        return x + self.conv(x)
 
 
 class AffineScale(nn.Module):

@@ -138,10 +138,13 @@ template <int VECTORS> static auto convolution(const Depthwise &d) {
 }
 
 // Channels go to threads in pairs of vectors, which fill whole lines of the cache, and what is left in single ones.
+static int64_t pair_count(const Depthwise &d) { return d.channels / (2 * W); }
+static int64_t block_count(const Depthwise &d) { return pair_count(d) + (d.channels % (2 * W) + W - 1) / W; }
+
 static void depthwise_thread(void *data) {
   DepthwiseJob &job = *(DepthwiseJob *)data;
   const Depthwise &d = *job.depthwise;
-  const int64_t pairs = d.channels / (2 * W), blocks = pairs + (d.channels - pairs * 2 * W + W - 1) / W;
+  const int64_t pairs = pair_count(d), blocks = block_count(d);
   Scratch scratch;
   if (!scratch.reserve(rows_memory(d, 2) + 2 * d.rows)) {
     job.failed = true;
@@ -162,7 +165,7 @@ EXPORT int visionssm_depthwise(const Depthwise *depthwise) {
   DepthwiseJob job;
   job.depthwise = depthwise;
   hint_large_pages(d.out, d.batch * d.height * d.width * d.channels * sizeof(float));
-  on_threads(depthwise_thread, &job, std::min(d.threads, d.batch * ((d.channels + W - 1) / W)), d.gomp_parallel);
+  on_threads(depthwise_thread, &job, std::min(d.threads, d.batch * block_count(d)), d.gomp_parallel);
   return job.failed ? 1 : 0;
 }
 

@@ -335,11 +335,8 @@ template <class T> INLINE T log1pv(T e) {
 
 template <class T> INLINE T softplus(T x) { return at_least(0.0f, x) + log1pv(exp2v(absolute(x) * -LOG2E)); }
 INLINE vf softplus(vf x, vf *sigmoid) {
-  const vf e = exp2v(absolute(x) * -LOG2E);
-  if (sigmoid) {
-    const vf r = 1.0f / (1.0f + e);
-    *sigmoid = x < 0 ? e * r : r;
-  }
+  const vf e = exp2v(absolute(x) * -LOG2E), r = 1.0f / (1.0f + e);
+  *sigmoid = x < 0 ? e * r : r;
   return at_least(0.0f, x) + log1pv(e);
 }
 template <class T> INLINE T sigmoid(T x) { return 1.0f / (exp2v(x * -LOG2E) + 1.0f); }
@@ -565,9 +562,7 @@ struct Sink {
     }
     int64_t at = view.out_row(t, p) + v * W;
     if (add) y += load_part((float *)s.out + at, lanes);
-    if (gate) {
-      y *= factor ? *factor : silu(view.z(p, v));
-    }
+    if (gate) y *= factor ? *factor : silu(view.z(p, v));
     store_any(s.out, at, y, view.dtype(), lanes);
   }
 };
@@ -639,7 +634,7 @@ static void walk(const View<KIND> view, const float *rates, int64_t t0, int64_t 
         for (int v = 0; v < NV; v++) {
           vf dt = deltas[v] + bias[v], slope = splat(1.0f);
           const vf u = view.u(p, v);
-          if (activated) dt = softplus(dt, WHAT == KEEP ? &slope : nullptr);
+          if (activated) dt = WHAT == KEEP ? softplus(dt, &slope) : softplus(dt);
           const int64_t at = ((t - start) * NV + v) * W;
           store(dts + at, dt);
           store(us + at, u);
@@ -758,7 +753,7 @@ static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, in
     if (one) {  // heads of as many channels as there are lanes: a lane for each
       for (int at = 0; at < ROUND; at += W) {
         vf dt = load(firsts + at);
-        if (s.softplus) dt = softplus(dt, nullptr);
+        if (s.softplus) dt = softplus(dt);
         store(firsts + at, dt);
         store(first_decays + at, exp2v(dt * load(first_rates + at)));
       }
@@ -767,7 +762,7 @@ static void walk_alike(const View<KIND> view, const float *rates, int64_t t0, in
     } else {
 #pragma GCC unroll 16
       for (int at = 0; at < ALL; at++) {
-        if (s.softplus) dts[at] = softplus(dts[at], nullptr);
+        if (s.softplus) dts[at] = softplus(dts[at]);
         decays[at] = exp2v(dts[at] * rate[at % NV]), dus[at] = us[at] * dts[at];
       }
     }
@@ -894,7 +889,7 @@ static void walk_local(const View<KIND> &view, const Sink &sink, float *scratch)
       vf u = view.u(p), dt;
       view.delta(q, &dt);
       dt += bias;
-      if (s.softplus) dt = softplus(dt, nullptr);
+      if (s.softplus) dt = softplus(dt);
       vf du = dt * u;
       store(ys + i * W, s.D ? skip * u : vf{});
       vf decay = s.scalar_decay ? exp2v(dt * load(rates)) : vf{};
